@@ -1,0 +1,373 @@
+"""The frozen, slotted dataclasses that flow between the stages; every field names its unit.
+
+Instants ending in ``_ns`` are nanoseconds of the run's monotonic clock unless the name says ``unix``. ``None`` means
+"not known", never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+SCHEMA_VERSION = 1
+
+
+class Method(StrEnum):
+    """How a joule is known."""
+
+    COUNTER = "counter"  # a hardware energy counter
+    SAMPLED = "sampled"  # power readings, integrated
+    ESTIMATED = "estimated"  # a model, such as TDP x load
+
+
+class Phase(StrEnum):
+    """Every joule of a run belongs to exactly one of these."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    SAVE = "save"
+    SETUP = "setup"
+    PAUSED = "paused"
+    OTHER = "other"
+
+
+class Flag(StrEnum):
+    """What a reader of a record must know about it. Some carry the domain's name after a colon: ``meter_failed:gpu0``."""
+
+    COUNTED = "counted"  # FLOPs were counted during it: its time and energy are not typical
+    SPLIT = "split"  # a phase was cut out of the middle of a step
+    UNRESOLVED = "unresolved"  # the bounds are no tighter than knowing nothing
+    LATE = "late"  # no counter change came within 2 s: the last part is extrapolated
+    METER_FAILED = "meter_failed"  # a domain could not be read: its joules are missing
+    COUNTER_RESET = "counter_reset"  # a counter went back: the gap is bounded by the power limit only
+    COUNTER_STUCK = "counter_stuck"  # a counter stood still while others moved
+    MERGED = "merged"  # the queue was full: neighbours became one record
+    SHARED = "shared"  # other processes are on the metered device
+    FLOPS_SCALED = "flops_scaled"  # FLOPs scaled by input size from another shape
+    FLOPS_UNKNOWN = "flops_unknown"  # FLOPs of some of the work could not be counted
+    INTENSITY_FALLBACK = "intensity_fallback"  # the grid figure is not the one asked for
+    BAD_COUNT = "bad_count"  # tokens or samples given were NaN, negative or zero, and were left out
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One thing whose energy a meter reads.
+
+    ``name`` as people say it (``gpu0``, ``cpu``, ``dram``); ``device`` as the driver prints it; ``source`` where the number
+    comes from. ``power_limit_w`` is the limit behind the bounds (0 <= P <= 1.5 x limit), ``None`` where joules have no bounds.
+    ``quantum_j`` is the counter's resolution; ``period_s`` its update period where known.
+    """
+
+    name: str
+    method: Method
+    device: str
+    source: str
+    power_limit_w: float | None = None
+    quantum_j: float = 0.0
+    period_s: float | None = None
+    gain_error: float | None = None  # relative, systematic, of the sensor (0.05 = 5 %)
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Cumulative joules by domain name, read between two instants. A domain that could not be read is left out."""
+
+    begin_ns: int
+    end_ns: int
+    energy_j: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEnergy:
+    """Joules of one domain over some interval; bounds are ``None`` unless the domain is counted."""
+
+    name: str
+    energy_j: float
+    energy_lo_j: float | None
+    energy_hi_j: float | None
+    method: Method
+
+
+@dataclass(frozen=True, slots=True)
+class IntensityPoint:
+    """Grid carbon intensity at an instant, with where it comes from.
+
+    ``basis`` is "lifecycle" or "direct", ``average`` tells average (True) from marginal. ``region`` is what stands in every
+    output: "FR", or "world average, no region set".
+    """
+
+    g_per_kwh: float
+    region: str
+    source: str
+    basis: str = "unknown"
+    average: bool = True
+    estimated: bool = True
+    year: int | None = None
+    time_unix_ns: int | None = None
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FlopCount:
+    """FLOPs of one piece of work (2 FLOPs a multiply-add).
+
+    ``model_flops`` what the mathematics asks for; ``hardware_flops`` what ran, recomputation included;
+    ``flops_by_dtype`` hardware FLOPs by ``"mm/bfloat16"``-like keys (``mm`` or ``conv``, dtype of the inputs);
+    ``uncounted_ops`` operations that compute and have no formula; ``estimated`` where hardware FLOPs had to be inferred.
+    """
+
+    model_flops: float
+    hardware_flops: float
+    recompute_flops: float = 0.0
+    flops_by_dtype: Mapping[str, float] = field(default_factory=dict)
+    uncounted_ops: tuple[str, ...] = ()
+    estimated: bool = False
+
+    def __add__(self, other: FlopCount) -> FlopCount:
+        by_dtype = dict(self.flops_by_dtype)
+        for key, value in other.flops_by_dtype.items():
+            by_dtype[key] = by_dtype.get(key, 0.0) + value
+        return FlopCount(
+            self.model_flops + other.model_flops,
+            self.hardware_flops + other.hardware_flops,
+            self.recompute_flops + other.recompute_flops,
+            by_dtype,
+            tuple(sorted({*self.uncounted_ops, *other.uncounted_ops})),
+            self.estimated or other.estimated,
+        )
+
+    def scaled(self, factor: float) -> FlopCount:
+        """The same work, ``factor`` times."""
+        return FlopCount(
+            self.model_flops * factor,
+            self.hardware_flops * factor,
+            self.recompute_flops * factor,
+            {key: value * factor for key, value in self.flops_by_dtype.items()},
+            self.uncounted_ops,
+            self.estimated,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePeak:
+    """Dense peak FLOP/s of a device at a dtype. ``basis``: "datasheet", "measured", "user" or "blended"."""
+
+    flop_per_s: float
+    device: str
+    dtype: str
+    basis: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was done: steps, units and FLOPs. Adds up."""
+
+    n_steps: int = 0
+    samples: int | None = None
+    tokens: int | None = None
+    flops: FlopCount | None = None
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.n_steps + other.n_steps,
+            _add(self.samples, other.samples),
+            _add(self.tokens, other.tokens),
+            _add(self.flops, other.flops),
+        )
+
+
+Addend = TypeVar("Addend", int, float, FlopCount)
+
+
+def _add(a: Addend | None, b: Addend | None) -> Addend | None:
+    """Sum of what is known: ``None`` adds nothing, and two of them stay ``None``."""
+    if a is None:
+        return b
+    return a if b is None else a + b
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTotals:
+    """What one phase of the run has used so far; all phases together are the run.
+
+    ``n_steps`` counts steps (train) or occurrences (other phases). ``energy_j`` and what follows from it cover the domains that
+    could be read; ``None`` where none could. Bounds are ``None`` where no domain is counted.
+    """
+
+    phase: Phase
+    n_steps: int = 0
+    duration_s: float = 0.0
+    samples: int | None = None
+    tokens: int | None = None
+    energy_j: float | None = None
+    energy_lo_j: float | None = None
+    energy_hi_j: float | None = None
+    facility_energy_j: float | None = None
+    operational_g: float | None = None
+    embodied_g: float | None = None
+    emissions_g: float | None = None
+    model_flops: float | None = None
+    hardware_flops: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunTotals:
+    """The run so far: the sums of its phases, bounded as one interval, and its domains."""
+
+    phases: tuple[PhaseTotals, ...] = ()
+    domains: tuple[DomainEnergy, ...] = ()
+    duration_s: float = 0.0
+    energy_j: float | None = None
+    energy_lo_j: float | None = None
+    energy_hi_j: float | None = None
+    facility_energy_j: float | None = None
+    operational_g: float | None = None
+    embodied_g: float | None = None
+    emissions_g: float | None = None
+
+    def phase(self, phase: Phase | str) -> PhaseTotals:
+        """The totals of one phase; an empty one where it never came."""
+        wanted = Phase(phase)
+        return next((totals for totals in self.phases if totals.phase is wanted), PhaseTotals(wanted))
+
+    def share(self, method: Method) -> float | None:
+        """The share of the run's joules known by this method, 0-1; ``None`` before the first joule."""
+        total = sum(domain.energy_j for domain in self.domains)
+        if not total:
+            return None
+        return sum(domain.energy_j for domain in self.domains if domain.method is method) / total
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """``n_steps`` >= 1 consecutive steps of one phase (outside train: one occurrence of the phase).
+
+    Energy, time, work and FLOPs are sums over them; ``power_w``, ``mfu`` and ``hfu`` are means. ``step`` is the last of them, on the
+    step axis of the user's own loss. ``energy_j`` is IT energy; ``facility_energy_j`` is that times PUE. ``mfu`` and ``hfu`` are
+    fractions. ``totals`` is the run so far, this record included.
+    """
+
+    step: int
+    n_steps: int
+    phase: Phase
+    rank: int
+    segment: int
+    start_ns: int
+    end_ns: int
+    time_unix_ns: int
+    duration_s: float
+    samples: int | None
+    tokens: int | None
+    energy_j: float | None
+    energy_lo_j: float | None
+    energy_hi_j: float | None
+    facility_energy_j: float | None
+    domains: tuple[DomainEnergy, ...]
+    power_w: float | None
+    model_flops: float | None
+    hardware_flops: float | None
+    peak_flop_per_s: float | None
+    mfu: float | None
+    hfu: float | None
+    intensity_g_per_kwh: float | None
+    operational_g: float | None
+    embodied_g: float | None
+    emissions_g: float | None
+    peak_memory_bytes: int | None
+    flags: tuple[str, ...]
+    totals: RunTotals
+    projected_total_g: float | None = None
+    projected_savings_g: float | None = None
+
+    def per_step(self, value: float | None) -> float | None:
+        """``value / n_steps``, or ``None``."""
+        return None if value is None else value / self.n_steps
+
+    def flagged(self, flag: Flag) -> bool:
+        """Whether the flag stands here, for any domain."""
+        return any(own == flag or own.startswith(f"{flag}:") for own in self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Embodied:
+    """Manufacturing footprint of the devices in use, and how it is shared out over time.
+
+    A run is charged ``manufacturing_kg x time / (lifetime_years x expected_utilization)`` (GSF SCI's M, with the idle share of
+    the device's life spread over its use).
+    """
+
+    manufacturing_kg: float
+    source: str
+    lifetime_years: float = 4.0
+    expected_utilization: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the numbers of a run mean: written first, and again when more is known (the last one counts)."""
+
+    run_id: str
+    run_name: str
+    segment: int
+    rank: int
+    world_size: int
+    started_unix_ns: int
+    domains: tuple[Domain, ...]
+    missing: tuple[str, ...]  # domains looked for and not readable, each with its reason
+    intensity: IntensityPoint | None
+    pue: float
+    pue_source: str
+    embodied: Embodied | None = None
+    price_per_kwh: float | None = None
+    planned_steps: int | None = None
+    attention_flops: str = "full"
+    peaks: tuple[DevicePeak, ...] = ()
+    device: str = ""
+    model: str = ""
+    parameters: int | None = None
+    label: str = ""
+    baseline: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run (or the part of it that is resolved), for people and for the last line of its file.
+
+    ``totals`` covers everything up to ``resolved_through`` (the last step whose energy is settled). The means are over the train
+    steps that were not flagged ``counted``; per-unit figures are ``None`` where no tokens or samples were given.
+    """
+
+    manifest: Manifest
+    status: str  # running | completed | failed
+    resolved_through: int | None
+    last_step: int | None
+    totals: RunTotals
+    n_steps: int = 0
+    n_steps_excluded: int = 0
+    step_time_s: float | None = None
+    energy_per_step_j: float | None = None
+    energy_per_step_lo_j: float | None = None
+    energy_per_step_hi_j: float | None = None
+    energy_per_token_j: float | None = None
+    energy_per_sample_j: float | None = None
+    emissions_per_step_g: float | None = None
+    power_w: float | None = None
+    model_flop_per_s: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
+    peak_flop_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+    cost: float | None = None
+    projected_total_g: float | None = None
+    projected_savings_g: float | None = None
+    flags: Mapping[str, int] = field(default_factory=dict)  # flag -> records that carry it
+    warnings: tuple[str, ...] = ()
+
+
+Item = Manifest | StepRecord | RunSummary
