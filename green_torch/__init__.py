@@ -1,7 +1,7 @@
 """Energy, efficiency and carbon of PyTorch training, measured step by step.
 
-``with green_torch.track(model) as tracker: ... tracker.step(tokens=n)`` around a loop, ``green_torch.lightning.GreenMonitor`` as a
-callback, TensorBoard for the result. Importing this package imports neither torch nor any optional package.
+``with green_torch.track(model) as tracker: ... tracker.step(tokens=n)`` around a loop, ``green_torch.lightning.GreenMonitor`` as
+a callback, TensorBoard for the result. Importing this package imports neither torch nor any optional package.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from green_torch.records import Domain, IntensityPoint, Item, Reading
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from green_torch.records import Domain, IntensityPoint, Item, Reading
 
 
 class Meter(Protocol):
@@ -16,10 +18,14 @@ class Meter(Protocol):
     """
 
     @property
-    def domains(self) -> tuple[Domain, ...]: ...
+    def domains(self) -> tuple[Domain, ...]:
+        """What it reads."""
+        ...
 
     @property
-    def interval_s(self) -> float | None: ...
+    def interval_s(self) -> float | None:
+        """Seconds it wants between readings."""
+        ...
 
     def read(self) -> Reading:
         """Cumulative joules by domain, with the monotonic instants just before and after the reading."""
@@ -34,14 +40,20 @@ class Clock(Protocol):
     """The run's monotonic time, and what happens by itself as it passes. ``epoch_unix_ns`` is the Unix time at instant 0."""
 
     @property
-    def epoch_unix_ns(self) -> int: ...
+    def epoch_unix_ns(self) -> int:
+        """Unix time of instant 0, in nanoseconds."""
+        ...
 
     def now_ns(self) -> int:
         """Nanoseconds of a monotonic clock."""
         ...
 
+    def sleep(self, duration_s: float) -> None:
+        """Lets time pass; used only when the run ends."""
+        ...
+
     def every(self, interval_s: float, tick: Callable[[], None], name: str) -> Callable[[], None]:
-        """Calls ``tick`` again and again, off the training thread; returns what stops it (and waits for a tick under way)."""
+        """Calls ``tick`` at once and then again and again, off the training thread; returns what stops it."""
         ...
 
 

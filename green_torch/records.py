@@ -164,7 +164,7 @@ class DevicePeak:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What was done: steps, units and FLOPs. Adds up."""
+    """What was done: steps, units and FLOPs. Adds up; a sum with something unknown in it is unknown."""
 
     n_steps: int = 0
     samples: int | None = None
@@ -172,22 +172,23 @@ class Work:
     flops: FlopCount | None = None
 
     def __add__(self, other: Work) -> Work:
+        if not self.n_steps:
+            return other
+        if not other.n_steps:
+            return self
         return Work(
             self.n_steps + other.n_steps,
-            _add(self.samples, other.samples),
-            _add(self.tokens, other.tokens),
-            _add(self.flops, other.flops),
+            _known_sum(self.samples, other.samples),
+            _known_sum(self.tokens, other.tokens),
+            _known_sum(self.flops, other.flops),
         )
 
 
 Addend = TypeVar("Addend", int, float, FlopCount)
 
 
-def _add(a: Addend | None, b: Addend | None) -> Addend | None:
-    """Sum of what is known: ``None`` adds nothing, and two of them stay ``None``."""
-    if a is None:
-        return b
-    return a if b is None else a + b
+def _known_sum(a: Addend | None, b: Addend | None) -> Addend | None:
+    return None if a is None or b is None else a + b
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,62 @@
+"""Cumulative energy of devices: ``nvml`` (GPUs), ``rapl`` (CPU, memory), ``codecarbon`` (estimates of both), found by :func:`discover`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from green_torch.protocols import Meter
+
+    Opened = tuple[list[Meter], list[str]]
+
+__all__ = ["Found", "discover"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The meters of this machine, and what was looked for in vain: each entry says what, why, and what mends it."""
+
+    meters: tuple[Meter, ...]
+    missing: tuple[str, ...]
+
+
+def discover(*, local_rank: int | None = None, rapl_root: str | Path = "/sys/class/powercap") -> Found:
+    """Opens every meter that this machine has: a GPU's counter, RAPL, and codecarbon's estimates for what RAPL leaves open.
+
+    Never raises; takes up to 2 s (codecarbon). ``local_rank`` narrows the GPUs to this rank's own.
+    """
+
+    def gpus() -> Opened:
+        from green_torch.meters.nvml import open_meters
+
+        return open_meters(local_rank=local_rank)
+
+    def counters() -> Opened:
+        from green_torch.meters.rapl import open_meters
+
+        return open_meters(rapl_root)
+
+    def estimates() -> Opened:
+        from green_torch.meters.codecarbon import open_meters
+
+        counted = {domain.name.rstrip("0123456789") for meter in meters for domain in meter.domains}
+        return open_meters(cpu="cpu" not in counted, ram="dram" not in counted)
+
+    meters: list[Meter] = []
+    missing: list[str] = []
+    for what, opening in (("gpu", gpus), ("cpu, dram counters", counters), ("cpu, dram estimates", estimates)):
+        found, reasons = _attempt(what, opening)
+        meters += found
+        missing += reasons
+    return Found(tuple(meters), tuple(missing))
+
+
+def _attempt(what: str, opening: Callable[[], Opened]) -> Opened:
+    try:
+        return opening()
+    except Exception as error:  # a driver or its binding may fail in any way: the run goes on without it
+        return [], [f"{what}: {type(error).__name__}: {error}"]

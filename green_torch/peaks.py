@@ -1,0 +1,334 @@
+"""Peak FLOP/s of a device at a dtype: dense, sourced (``data/peaks.csv``), or measured on the CPU at hand; never guessed.
+
+A GPU is found by its name as the driver prints it, in full; whatever else stands in the name (Laptop, Max-Q, a MIG slice, a vGPU)
+makes it another device, and an unknown device has no peak (``None``). Figures are without sparsity and with FP32 accumulation.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import re
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from green_torch.errors import ArgumentError
+from green_torch.records import DevicePeak
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+__all__ = ["KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
+
+# ruff: noqa: PLC0415 - torch is imported where it is needed: the table is read without it
+
+_COLUMNS = {
+    "fp64": "float64",
+    "fp32": "float32",
+    "tf32": "tf32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp8": "float8",
+}
+_FLOP_PER_TFLOP = 1e12
+_IGNORED_SHARE = 0.01  # of a step's FLOPs that may lack a peak
+_GEMM_SIZES = (256, 384, 512, 768, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDevice:
+    """One row of the table: a card as the driver names it. ``peaks_flop_per_s`` by dtype, dense.
+
+    ``units`` is how many multiprocessors (compute units) torch reports for one whole device, where known; ``checked`` is the ISO
+    date on which the figures were checked, ``confirmed`` against what.
+    """
+
+    name: str
+    pattern: str
+    examples: tuple[str, ...]
+    generation: str
+    year: int | None
+    tdp_w: float | None
+    units: int | None
+    boost_mhz: float | None
+    peaks_flop_per_s: Mapping[str, float]
+    basis: str
+    source: str
+    confirmed: str
+    checked: str
+    note: str
+
+    def matches(self, device_name: str) -> bool:
+        """Whether the driver's name, with or without the vendor in front, is this card's."""
+        bare = re.sub(r"^(nvidia|amd)\s+", "", " ".join(device_name.split()), flags=re.IGNORECASE)
+        return re.fullmatch(self.pattern, bare, flags=re.IGNORECASE) is not None
+
+
+@lru_cache(maxsize=1)
+def known_devices() -> tuple[KnownDevice, ...]:
+    """Every card in the table, in its order."""
+    with (files("green_torch") / "data" / "peaks.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(_known(row) for row in csv.DictReader(file))
+
+
+def _known(row: dict[str, str]) -> KnownDevice:
+    peaks = {dtype: float(row[column]) * _FLOP_PER_TFLOP for column, dtype in _COLUMNS.items() if row[column]}
+    return KnownDevice(
+        name=row["name"],
+        pattern=row["pattern"],
+        examples=tuple(row["examples"].split(";")),
+        generation=row["generation"],
+        year=int(row["year"]) if row["year"] else None,
+        tdp_w=float(row["tdp_w"]) if row["tdp_w"] else None,
+        units=int(row["units"]) if row["units"] else None,
+        boost_mhz=float(row["boost_mhz"]) if row["boost_mhz"] else None,
+        peaks_flop_per_s=MappingProxyType(peaks),
+        basis=row["basis"],
+        source=row["source"],
+        confirmed=row["confirmed"],
+        checked=row["checked"],
+        note=row["note"],
+    )
+
+
+def peak_flops(device: torch.device | str, dtype: torch.dtype | str) -> DevicePeak | None:
+    """The dense peak of a device at a dtype, in FLOP/s, or ``None`` where it is not known.
+
+    ``device`` is a torch device or a GPU's name as the driver prints it ("NVIDIA H100 80GB HBM3"); a CPU is measured. ``dtype`` is
+    a torch dtype or one of "float64", "float32" (without TF32), "tf32", "bfloat16", "float16", "float8".
+    """
+    wanted = _dtype_name(dtype)
+    if _is_cpu(device):
+        return measured_cpu_peak(wanted)
+    known = _find(device)
+    if known is None or wanted not in known.peaks_flop_per_s:
+        return None
+    return DevicePeak(known.peaks_flop_per_s[wanted], known.name, wanted, "datasheet", f"{known.source} ({known.basis})")
+
+
+def blended_peak(
+    flops_by_dtype: Mapping[str, float], device: torch.device | str, *, override_flop_per_s: float | None = None
+) -> DevicePeak | None:
+    """The peak over a mix of work, in FLOP/s: all FLOPs over the time that they take at their peaks, ``sum(f) / sum(f / peak)``.
+
+    Keys are "mm/bfloat16", "conv/float32" and the like; float32 counts as TF32 where torch's flags say so now and the card has it.
+    ``None`` where more than 1 % of the FLOPs have no peak (less is left out). ``override_flop_per_s`` is the user's own figure.
+
+    Raises:
+        ArgumentError: ``override_flop_per_s`` is not a positive number.
+    """
+    if override_flop_per_s is not None:
+        if not (math.isfinite(override_flop_per_s) and override_flop_per_s > 0):
+            raise ArgumentError(
+                f"peak_flop_per_s={override_flop_per_s!r} is not a positive number of FLOP/s: "
+                "give the dense peak of one device, peak_flop_per_s=312e12 for example"
+            )
+        return DevicePeak(float(override_flop_per_s), str(device), "any", "user", "peak_flop_per_s given by the user")
+    total = sum(flops_by_dtype.values())
+    peaks: dict[str, tuple[float, DevicePeak]] = {}
+    for key, flops in flops_by_dtype.items():
+        kind, _, dtype = key.partition("/")
+        peak = peak_flops(device, _as_run(kind, _dtype_name(dtype), device)) if flops > 0 else None
+        if peak is not None:
+            peaks[key] = (flops, peak)
+    covered = sum(flops for flops, _ in peaks.values())
+    enough = total - covered <= _IGNORED_SHARE * total
+    if not (covered and enough):
+        return None
+    several = {peak.dtype: peak for _, peak in peaks.values()}
+    first = next(iter(several.values()))
+    if len(several) == 1:
+        return first
+    return DevicePeak(
+        covered / sum(flops / peak.flop_per_s for flops, peak in peaks.values()),
+        first.device,
+        " + ".join(f"{key.partition('/')[0]}/{peak.dtype} {flops / covered:.1%}" for key, (flops, peak) in peaks.items()),
+        "blended",
+        "; ".join(dict.fromkeys(peak.source for peak in several.values())),
+    )
+
+
+def _dtype_name(dtype: torch.dtype | str) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return "float8" if name.startswith("float8_e") else name
+
+
+def _as_run(kind: str, dtype: str, device: torch.device | str) -> str:
+    """The dtype whose peak counts: "tf32" for float32 work that NVIDIA's tensor cores take under torch's flags as they are now."""
+    if dtype != "float32" or _is_cpu(device):
+        return dtype
+    known = _find(device)
+    if known is None or "tf32" not in known.peaks_flop_per_s or not known.name.startswith("NVIDIA"):
+        return dtype  # ROCm asks for an environment variable besides the flags
+    return "tf32" if _tf32_allowed(kind) else dtype
+
+
+def _tf32_allowed(kind: str) -> bool:
+    """torch's TF32 flag for matmuls or convolutions. Once the newer settings were used the older ones raise, so they come second."""
+    from torch.backends import cuda, cudnn
+
+    with suppress(AttributeError):
+        return bool((cudnn.conv if kind == "conv" else cuda.matmul).fp32_precision == "tf32")
+    return bool(cudnn.allow_tf32 if kind == "conv" else cuda.matmul.allow_tf32)
+
+
+def _is_cpu(device: torch.device | str) -> bool:
+    return str(device) in {"cpu", "cpu:0"}
+
+
+def _find(device: torch.device | str) -> KnownDevice | None:
+    """The row of a GPU. A torch device must also have the row's number of multiprocessors: a slice or partition has fewer."""
+    text = str(device)
+    if not re.fullmatch(r"[a-z]+(:\d+)?", text):  # a name as a driver prints it
+        return _by_name(text)
+    if not text.startswith("cuda"):
+        return None
+    import torch
+
+    try:
+        properties = torch.cuda.get_device_properties(torch.device(text))
+    except (RuntimeError, AssertionError):  # no such device here
+        return None
+    known = _by_name(properties.name)
+    return known if known and known.units in {None, properties.multi_processor_count} else None
+
+
+@lru_cache(maxsize=64)
+def _by_name(device_name: str) -> KnownDevice | None:
+    found = [known for known in known_devices() if known.matches(device_name)]
+    return found[0] if len(found) == 1 else None
+
+
+# --- the CPU at hand: a CPU has no datasheet peak
+
+
+_measured: dict[str, DevicePeak] = {}
+
+
+def measured_cpu_peak(
+    dtype: torch.dtype | str, *, cache_dir: str | os.PathLike[str] | None = None, budget_s: float = 0.25
+) -> DevicePeak | None:
+    """The best GEMM rate of this CPU at a dtype, in FLOP/s; ``None`` where torch has no GEMM for it.
+
+    Best of many square matrices and both layouts of the second one, within about ``budget_s`` seconds; the smallest is always
+    tried. The result is kept in ``cache_dir`` (the user's cache directory) by CPU, threads, dtype, matmul precision and torch
+    version. Runs on a thread of its own: the caller's autocast, grad mode, default device and dispatch modes don't reach it, and no
+    random number is drawn.
+    """
+    import torch
+
+    name = _dtype_name(dtype)
+    if name not in {"float64", "float32", "bfloat16", "float16"}:
+        return None
+    threads = torch.get_num_threads()
+    key = " | ".join((_cpu_name(), f"{threads} threads", name, _cpu_precision(name), f"torch {torch.__version__}"))
+    path = (Path(cache_dir) if cache_dir else _user_cache_dir()) / "cpu_peaks.json"
+    kept = _cached(path).get(key) or _measured.get(key)
+    if kept is not None:
+        return replace(kept, device=_cpu_name(), dtype=name)
+    best = _best_gemm(getattr(torch, name), budget_s)
+    if best is None:
+        return None
+    flop_per_s, size, n_runs = best
+    source = f"best of {n_runs} GEMMs ({size}^3), {threads} threads, torch {torch.__version__}"
+    peak = DevicePeak(flop_per_s, _cpu_name(), name, "measured", source)
+    _measured[key] = peak
+    _keep(path, key, peak)
+    return peak
+
+
+def _best_gemm(dtype: torch.dtype, budget_s: float) -> tuple[float, int, int] | None:
+    """The best FLOP/s, the matrix size that gave it and how many GEMMs were timed."""
+    rates: list[tuple[float, int]] = []
+
+    def measure() -> None:
+        import torch
+
+        deadline = time.perf_counter() + budget_s
+        layout_rate = {True: 0.0, False: 0.0}  # best so far with the second matrix transposed (as in a linear layer) or not
+        with suppress(RuntimeError):  # no GEMM for this dtype, or no memory for a larger one
+            for done, size in enumerate(_GEMM_SIZES):
+                flops = 2.0 * size**3
+                a = torch.ones(size, size, dtype=dtype, device="cpu")
+                out = torch.empty_like(a)
+                for transposed, known in layout_rate.items():
+                    left_s = deadline - time.perf_counter()
+                    if rates and 2 * flops > left_s * known:  # no time for two of them; also a layout that torch only emulates
+                        continue
+                    until = time.perf_counter() + left_s / (2 * (len(_GEMM_SIZES) - done))
+                    n_runs = 0
+                    while n_runs < 2 or time.perf_counter() < until:  # the first one warms up
+                        begin = time.perf_counter()
+                        torch.mm(a, a.t() if transposed else a, out=out)
+                        rate = flops / max(time.perf_counter() - begin, 1e-9)
+                        rates.append((rate, size))
+                        layout_rate[transposed] = max(layout_rate[transposed], rate)
+                        n_runs += 1
+
+    worker = threading.Thread(target=measure, name="green_torch-cpu-peak", daemon=True)
+    worker.start()
+    worker.join()
+    return (*max(rates), len(rates)) if rates else None
+
+
+@lru_cache(maxsize=1)
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _cpu_precision(dtype: str) -> str:
+    """How oneDNN may compute float32 matmuls; it makes no difference to the other dtypes."""
+    if dtype != "float32":
+        return "own"
+    import torch
+
+    with suppress(AttributeError):
+        return str(torch.backends.mkldnn.matmul.fp32_precision)
+    return torch.get_float32_matmul_precision()
+
+
+def _user_cache_dir() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with suppress(RuntimeError):  # a user without a home
+        base = base.expanduser()
+    return base / "green_torch"
+
+
+def _cached(path: Path) -> dict[str, DevicePeak]:
+    """What is kept in the cache file, whatever of it can be read."""
+    kept: dict[str, DevicePeak] = {}
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for key, entry in content.items() if isinstance(content, dict) else ():
+            with suppress(TypeError, KeyError, ValueError):
+                flop_per_s = float(entry["flop_per_s"])
+                if math.isfinite(flop_per_s) and flop_per_s > 0:
+                    kept[key] = DevicePeak(flop_per_s, "", "", "measured", str(entry["source"]))
+    return kept
+
+
+def _keep(path: Path, key: str, peak: DevicePeak) -> None:
+    """Writes one more entry, whole or not at all; a cache that can't be written is done without."""
+    entries = {**_cached(path), key: peak}
+    content = {name: {"flop_per_s": kept.flop_per_s, "source": kept.source} for name, kept in entries.items()}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        temporary.replace(path)

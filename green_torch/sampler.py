@@ -1,0 +1,124 @@
+"""Reads every meter in the background, each at its own pace, and hands the readings on."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from green_torch.errors import MeterError
+from green_torch.records import Flag
+from green_torch.timeline import DomainTimeline
+from green_torch.units import s_to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from green_torch.protocols import Clock, Meter
+
+_RETRY_S = 1.0  # a meter that fails is asked again no more often than this
+
+
+class Sampler:
+    """Fills one timeline per domain. A meter that fails, stalls or hangs touches its own domains only.
+
+    ``lock`` guards the timelines; it is never taken on the training thread.
+    """
+
+    def __init__(self, clock: Clock, meters: Sequence[Meter], poll_interval_s: float) -> None:
+        self.lock = threading.Lock()
+        self.timelines = {domain.name: DomainTimeline(domain) for meter in meters for domain in meter.domains}
+        self._failing: dict[str, str] = {}  # domain -> why
+        self._resets: list[tuple[int, str]] = []
+        self._clock = clock
+        self._watches = [_Watch(self, meter, poll_interval_s) for meter in meters]
+        self._halts: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Takes a first reading of each meter and goes on in the background."""
+        for watch in self._watches:
+            self._halts.append(self._clock.every(watch.interval_s, watch.poll, f"meter {watch.name}"))
+
+    def read_now(self) -> None:
+        """Reads every meter once out of turn, as far as the clock lets it off the calling thread."""
+        for watch in self._watches:
+            self._halts.append(self._clock.every(watch.interval_s, watch.poll, f"meter {watch.name}, last reading"))
+
+    def stop(self) -> None:
+        """Ends the reading and lets the meters go; safe to call twice."""
+        for halt in self._halts:
+            halt()
+        self._halts.clear()
+        for watch in self._watches:
+            watch.close()
+
+    def failing(self) -> dict[str, str]:
+        """Domains that can't be read now, each with the reason."""
+        with self.lock:
+            return dict(self._failing)
+
+    def resets(self, before_ns: int) -> tuple[str, ...]:
+        """Domains whose counter went back at or before an instant; each reset is told once."""
+        with self.lock:
+            told = tuple(name for at_ns, name in self._resets if at_ns <= before_ns)
+            self._resets = [(at_ns, name) for at_ns, name in self._resets if at_ns > before_ns]
+            return told
+
+    def _take(self, meter: Meter) -> bool:
+        """One reading into the timelines; False where any domain of the meter failed."""
+        try:
+            reading = meter.read()
+        except Exception as error:  # a driver binding may raise anything: rule 9
+            why = str(error) if isinstance(error, MeterError) else f"{type(error).__name__}: {error}"
+            with self.lock:
+                self._failing.update({domain.name: why for domain in meter.domains})
+            return False
+        whole = True
+        with self.lock:
+            for domain in meter.domains:
+                energy_j = reading.energy_j.get(domain.name)
+                if energy_j is None:
+                    self._failing[domain.name] = "the meter left it out"
+                    whole = False
+                    continue
+                self._failing.pop(domain.name, None)
+                if self.timelines[domain.name].observe(reading.begin_ns, reading.end_ns, energy_j) is Flag.COUNTER_RESET:
+                    self._resets.append((reading.end_ns, domain.name))
+        return whole
+
+
+class _Watch:
+    """One meter and its pace. ``poll`` may be called from its ticking thread and, at the end, from another."""
+
+    def __init__(self, sampler: Sampler, meter: Meter, poll_interval_s: float) -> None:
+        self.name = "+".join(domain.name for domain in meter.domains)
+        self.interval_s = poll_interval_s if meter.interval_s is None else meter.interval_s
+        self._sampler = sampler
+        self._meter = meter
+        self._busy = threading.Lock()
+        self._retry_ns = 0
+        self._closed = False
+
+    def poll(self) -> None:
+        """One reading, unless one is under way (a hung driver call) or a failed one is too recent."""
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            now_ns = self._sampler._clock.now_ns()  # noqa: SLF001  (the two halves of one class)
+            if self._closed or now_ns < self._retry_ns:
+                return
+            if not self._sampler._take(self._meter):  # noqa: SLF001
+                self._retry_ns = now_ns + s_to_ns(_RETRY_S)
+        finally:
+            self._busy.release()
+
+    def close(self) -> None:
+        """Closes the meter, unless a hung call still holds it: then it is left to the process's end."""
+        if self._closed or not self._busy.acquire(timeout=0.1):
+            return
+        try:
+            self._closed = True
+            self._meter.close()
+        except Exception as error:  # closing is a courtesy: rule 9
+            self._sampler._failing.setdefault(self.name, f"on close: {error}")  # noqa: SLF001
+        finally:
+            self._busy.release()

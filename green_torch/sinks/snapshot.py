@@ -1,0 +1,243 @@
+"""A run in at most 64 kB of JSON: what TensorBoard's loaders can't thin out or round, for the dashboard.
+
+A snapshot is complete by itself: the manifest, totals, phases and flags so far, and the train records as up to 200 blocks, each the
+sums of consecutive records. Neighbouring blocks are merged two by two as a run grows. Steps during which FLOPs were counted are not
+typical, so they are summed apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice, starmap
+from typing import Any, TypeVar
+
+from green_torch.records import Flag, Manifest, Phase, RunSummary, RunTotals, StepRecord
+from green_torch.sinks.codec import plain
+from green_torch.units import ns_to_s
+
+SCHEMA = 1
+MAX_BYTES = 64_000
+MAX_BLOCKS = 200
+_DIGITS = 12  # of a block's sums; totals are carried in full
+_MAX_KEYS = {"versions": 16, "flags": 32}  # the objects whose keys are not ours
+_KEY_CHARS = 40
+_LIMITS = ((200, 64), (60, 32), (20, 16), (8, 8))  # characters of a string, items of a list; the first that fits
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Sums over consecutive train records. Seconds count from the start of the first record.
+
+    A sum covers what is known: ``unmetered_steps`` tells for how many steps energy is not, ``uncounted_steps`` FLOPs. Records without
+    bounds stand at face value beside bounded ones. ``excluded_steps`` were left out in between.
+    """
+
+    first_step: int
+    last_step: int
+    n_steps: int
+    start_s: float
+    end_s: float
+    duration_s: float
+    samples: int | None
+    tokens: int | None
+    energy_j: float | None
+    energy_lo_j: float | None
+    energy_hi_j: float | None
+    model_flops: float | None
+    hardware_flops: float | None
+    emissions_g: float | None
+    unmetered_steps: int
+    uncounted_steps: int
+    excluded_steps: int = 0
+
+    @classmethod
+    def of(cls, record: StepRecord, origin_ns: int) -> _Block:
+        energy_j, model_flops = _finite(record.energy_j), _finite(record.model_flops)
+        return cls(
+            record.step - record.n_steps + 1,
+            record.step,
+            record.n_steps,
+            ns_to_s(record.start_ns - origin_ns),
+            ns_to_s(record.end_ns - origin_ns),
+            _finite(record.duration_s) or 0.0,
+            record.samples,
+            record.tokens,
+            energy_j,
+            None if energy_j is None else _finite(record.energy_lo_j),
+            None if energy_j is None else _finite(record.energy_hi_j),
+            model_flops,
+            _finite(record.hardware_flops),
+            _finite(record.emissions_g),
+            record.n_steps if energy_j is None else 0,
+            record.n_steps if model_flops is None else 0,
+        )
+
+    def __add__(self, later: _Block) -> _Block:
+        bounded = self.energy_lo_j is not None or later.energy_lo_j is not None
+        return _Block(
+            self.first_step,
+            later.last_step,
+            self.n_steps + later.n_steps,
+            self.start_s,
+            later.end_s,
+            self.duration_s + later.duration_s,
+            _known(self.samples, later.samples),
+            _known(self.tokens, later.tokens),
+            _known(self.energy_j, later.energy_j),
+            _known(self._or_face(self.energy_lo_j), later._or_face(later.energy_lo_j)) if bounded else None,
+            _known(self._or_face(self.energy_hi_j), later._or_face(later.energy_hi_j)) if bounded else None,
+            _known(self.model_flops, later.model_flops),
+            _known(self.hardware_flops, later.hardware_flops),
+            _known(self.emissions_g, later.emissions_g),
+            self.unmetered_steps + later.unmetered_steps,
+            self.uncounted_steps + later.uncounted_steps,
+            self.excluded_steps + later.excluded_steps,
+        )
+
+    def _or_face(self, bound_j: float | None) -> float | None:
+        return self.energy_j if bound_j is None else bound_j
+
+
+class SnapshotBuilder:
+    """Takes a run's items as they come; :meth:`build` may be asked at any time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._summary: RunSummary | None = None
+        self._totals = RunTotals()
+        self._last_step: int | None = None
+        self._flags: Counter[str] = Counter()
+        self._origin_ns: int | None = None
+        self._blocks: list[_Block] = []
+        self._block_records = 1  # records that make a full block
+        self._last_block_records = 0
+        self._excluded: _Block | None = None
+        self._excluded_before_steps = 0  # steps left out before the first block
+
+    def manifest(self, manifest: Manifest) -> None:
+        """Takes the manifest anew, now that more is known."""
+        self._manifest = manifest
+
+    def add(self, record: StepRecord) -> None:
+        """Takes a record of any phase; the train ones make the blocks."""
+        if self._origin_ns is None:
+            self._origin_ns = record.start_ns
+        self._totals = record.totals
+        self._flags.update(record.flags)
+        if record.phase is not Phase.TRAIN:
+            return
+        self._last_step = record.step
+        block = _Block.of(record, self._origin_ns)
+        if record.flagged(Flag.COUNTED):
+            self._exclude(block)
+        elif self._blocks and self._last_block_records < self._block_records:
+            self._blocks[-1] += block
+            self._last_block_records += 1
+        else:
+            self._blocks.append(replace(block, excluded_steps=self._excluded_before_steps))
+            self._excluded_before_steps = 0
+            self._last_block_records = 1
+            if len(self._blocks) > MAX_BLOCKS:
+                self._merge()
+
+    def summary(self, summary: RunSummary) -> None:
+        """Takes the run's end."""
+        self._summary = summary
+        self._manifest, self._totals = summary.manifest, summary.totals
+
+    def build(self) -> bytes:
+        """The run so far as JSON, never over ``MAX_BYTES``: long names are cut first, long lists next, then blocks are merged."""
+        head = self._head()
+        for chars, items in _LIMITS:
+            shortened = _shortened(head, chars, items)
+            built = _json({**shortened, "blocks": _columns(self._blocks)})
+            if len(built) <= MAX_BYTES:
+                return built
+        blocks = self._blocks
+        while len(built) > MAX_BYTES:
+            blocks = _paired(blocks) if len(blocks) > 1 else []
+            built = _json({**shortened, "blocks": _columns(blocks)})
+        return built
+
+    def _exclude(self, block: _Block) -> None:
+        self._excluded = block if self._excluded is None else self._excluded + block
+        if self._blocks:
+            last = self._blocks[-1]
+            self._blocks[-1] = replace(last, excluded_steps=last.excluded_steps + block.n_steps)
+        else:
+            self._excluded_before_steps += block.n_steps
+
+    def _merge(self) -> None:
+        """Halves the blocks. The newest, alone in its pair (201 is odd), stays and is filled up to the new width."""
+        self._blocks = _paired(self._blocks)
+        self._block_records *= 2
+
+    def _head(self) -> dict[str, Any]:
+        """Everything but the blocks."""
+        summary = plain(self._summary) if self._summary else None
+        if summary:
+            for elsewhere in ("manifest", "totals", "flags"):
+                del summary[elsewhere]
+        totals = plain(self._totals)
+        return {
+            "schema": SCHEMA,
+            "manifest": plain(self._manifest),
+            "status": self._summary.status if self._summary else "running",
+            "last_step": self._last_step,
+            "phases": totals.pop("phases"),
+            "totals": totals,
+            "flags": dict(self._flags.most_common()),
+            "excluded": plain(self._excluded),
+            "summary": summary,
+        }
+
+
+def _paired(blocks: Sequence[_Block]) -> list[_Block]:
+    """Neighbours merged two by two; the last of an odd number stays."""
+    pairs = zip(blocks[::2], blocks[1::2], strict=False)
+    return [*starmap(_Block.__add__, pairs), *blocks[len(blocks) // 2 * 2 :]]
+
+
+def _columns(blocks: Sequence[_Block]) -> dict[str, list[float | None]]:
+    """A list per field: half the size of an object per block."""
+    return {field.name: [_rounded(getattr(block, field.name)) for block in blocks] for field in fields(_Block)}
+
+
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) and math.isfinite(value) else plain(value)
+
+
+def _shortened(value: Any, chars: int, items: int) -> Any:
+    """The same JSON with strings of at most ``chars`` characters and lists of at most ``items`` items."""
+    if isinstance(value, str):
+        return value if len(value) <= chars else value[: chars - 1] + "…"
+    if isinstance(value, list):
+        return [_shortened(one, chars, items) for one in value[:items]]
+    if isinstance(value, Mapping):
+        return {
+            key[:_KEY_CHARS]: _shortened(dict(islice(one.items(), _MAX_KEYS[key])) if key in _MAX_KEYS else one, chars, items)
+            for key, one in value.items()
+        }
+    return value
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _known(a: Number | None, b: Number | None) -> Number | None:
+    """The sum of what is known."""
+    if a is None:
+        return b
+    return a if b is None else a + b

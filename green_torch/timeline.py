@@ -1,0 +1,280 @@
+"""How many joules, and between which bounds, passed between two instants: the pure estimator behind every figure.
+
+A cumulative counter is seen only through readings, and changes only at its own update instants. Each change is a *knot*: the
+value ``E_k`` and an interval ``[lo_k, hi_k]`` that holds the update instant (the start of the last reading that still saw the
+old value, the end of the first that saw the new one). With power assumed within ``[0, p_max]``, the true cumulative energy at an
+instant ``t`` lies between::
+
+    lower(t) = max over k of  E_k                          if hi_k <= t,  else  E_k - p_max (hi_k - t)
+    upper(t) = min over k of  E_k + q                      if lo_k >= t,  else  E_k + q + p_max (t - lo_k)
+
+with ``q`` the counter's quantum. Any subset of knots gives valid bounds, so only the nearest are looked at and old ones are
+forgotten. The estimate is linear between knots: it telescopes, and clipped to the bounds it stays monotonic. An interval
+``[a, b]`` then holds between ``lower(b) - upper(a)`` and ``upper(b) - lower(a)`` joules, clipped to ``[0, p_max (b - a)]``.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
+from green_torch.records import Domain, Flag, Method
+from green_torch.units import NS_PER_S
+
+POWER_HEADROOM = 1.5  # p_max over the device's power limit: limits are control targets, transients pass them
+_NEAR = 3  # knots looked at on either side of an instant
+_KEPT = 4  # knots kept before the oldest instant still needed
+_STRETCHES = 32  # separate stretches of time that a sum keeps apart
+_TRIM_AT = 64  # knots after which trimming is worth its cost
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """When something happened: the best estimate, and the bounds of it (all equal on a host clock)."""
+
+    at_ns: int
+    lo_ns: int
+    hi_ns: int
+
+    @classmethod
+    def exact(cls, at_ns: int) -> Instant:
+        """An instant known to the nanosecond."""
+        return cls(at_ns, at_ns, at_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Cumulative joules at an instant. Levels of different ``epoch`` (a counter reset lies between) share no bounds."""
+
+    energy_j: float
+    lo_j: float
+    hi_j: float
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Joules over an interval, with bounds; ``vacuous`` when the bounds are no tighter than ``[0, p_max x duration]``."""
+
+    energy_j: float
+    lo_j: float
+    hi_j: float
+    vacuous: bool = False
+
+
+class DomainTimeline:
+    """The knots of one domain. Observe readings in the order they were taken; ask for levels in order of time."""
+
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self.counted = domain.method is Method.COUNTER
+        limit = domain.power_limit_w
+        self.p_max_w = math.inf if limit is None else POWER_HEADROOM * limit
+        self._p_max_per_ns = self.p_max_w / NS_PER_S
+        self._at: list[float] = []
+        self._lo: list[float] = []
+        self._hi: list[float] = []
+        self._e: list[float] = []
+        self._epoch = 0
+        self._epoch_start = 0  # index of the epoch's first knot
+        self._offset_j = 0.0  # added to raw readings, so that levels go on across a reset
+        self._raw_j: float | None = None
+        self._seen_begin_ns = 0  # start of the last reading that saw the current value
+        self._slope_j_per_ns = 0.0
+
+    @property
+    def knots(self) -> int:
+        """Counter changes in memory."""
+        return len(self._e)
+
+    @property
+    def changed_ns(self) -> float:
+        """The latest instant by which the counter was seen to change; -inf before the first reading."""
+        return self._hi[-1] if self._hi else -math.inf
+
+    def observe(self, begin_ns: int, end_ns: int, energy_j: float) -> Flag | None:
+        """Takes a reading of the cumulative counter made between two instants.
+
+        Returns :attr:`Flag.COUNTER_RESET` when the counter went back (a driver reload, say), else ``None``.
+        """
+        if self._raw_j is None:
+            self._raw_j, self._seen_begin_ns = energy_j, begin_ns
+            self._add(-math.inf if self.counted else end_ns, end_ns, energy_j)
+            return None
+        if energy_j < self._raw_j:
+            self._restart(end_ns, energy_j)
+            self._raw_j, self._seen_begin_ns = energy_j, begin_ns
+            return Flag.COUNTER_RESET
+        if energy_j > self._raw_j or not self.counted:
+            self._add(self._seen_begin_ns if self.counted else end_ns, end_ns, energy_j + self._offset_j)
+            self._raw_j = energy_j
+        self._seen_begin_ns = begin_ns
+        return None
+
+    def settled(self, instant: Instant) -> bool:
+        """Whether no later reading can improve the level at this instant.
+
+        A counter asks for a knot after it; before the epoch's first real change the second one is awaited, since only the slope
+        between two tells how much of the first belongs before it.
+        """
+        if not self._e:
+            return False
+        if not self.counted:
+            return self._at[-1] >= instant.at_ns
+        last = len(self._e) - 1
+        return last >= self._epoch_start + 2 and self._lo[last] >= instant.hi_ns
+
+    def level(self, instant: Instant) -> Level:
+        """Cumulative joules at an instant, extrapolated with the last known power where no later knot exists.
+
+        Raises:
+            ValueError: nothing was observed yet.
+        """
+        if not self._e:
+            raise ValueError(f"no reading of {self.domain.name} yet")
+        lo_j, hi_j = self._lower(instant.lo_ns), self._upper(instant.hi_ns)
+        estimate = self._estimate(instant.at_ns)
+        if not self.counted:
+            return Level(estimate, estimate, estimate, self._epoch)
+        epoch = self._epoch
+        if epoch and instant.at_ns < self._hi[self._epoch_start]:
+            epoch -= 1
+        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, epoch)
+
+    def forget(self, before_ns: int) -> None:
+        """Drops knots that no instant from ``before_ns`` on can need."""
+        if len(self._e) < _TRIM_AT:
+            return
+        cut = min(bisect_left(self._hi, before_ns) - _KEPT, self._epoch_start if self._epoch else len(self._e))
+        if cut > 0:
+            for column in (self._at, self._lo, self._hi, self._e):
+                del column[:cut]
+            self._epoch_start = max(0, self._epoch_start - cut)
+
+    def amount(self, start: Level, end: Level, duration_s: float) -> Amount:
+        """Joules between two levels that lie ``duration_s`` apart."""
+        energy_j = max(0.0, end.energy_j - start.energy_j)
+        most_j = self.p_max_w * duration_s if duration_s else 0.0
+        if start.epoch != end.epoch:
+            return Amount(energy_j, 0.0, max(most_j, energy_j), vacuous=True)
+        lo_j = max(0.0, end.lo_j - start.hi_j)
+        hi_j = min(end.hi_j - start.lo_j, most_j)
+        vacuous = self.counted and duration_s > 0 and lo_j <= 0.0 and hi_j >= most_j
+        # The estimate may leave the clipped bounds by a hair (it telescopes, they don't): bounds only ever widen to hold it.
+        return Amount(energy_j, min(lo_j, energy_j), max(hi_j, energy_j), vacuous)
+
+    def _add(self, lo_ns: float, hi_ns: float, energy_j: float) -> None:
+        at_ns = hi_ns if lo_ns == -math.inf else (lo_ns + hi_ns) / 2
+        first_change = len(self._e) - 1 == self._epoch_start and self.counted
+        if self._e and at_ns > self._at[-1] and not first_change:
+            self._slope_j_per_ns = (energy_j - self._e[-1]) / (at_ns - self._at[-1])
+        self._at.append(at_ns)
+        self._lo.append(lo_ns)
+        self._hi.append(hi_ns)
+        self._e.append(energy_j)
+
+    def _restart(self, end_ns: int, energy_j: float) -> None:
+        """A new epoch: what passed unseen is taken at the last power, and bounded by nothing but the limit."""
+        unseen_j = self._slope_j_per_ns * max(0.0, end_ns - self._at[-1])
+        self._offset_j = self._e[-1] + unseen_j - energy_j
+        self._epoch += 1
+        self._epoch_start = len(self._e)
+        self._add(-math.inf, end_ns, self._e[-1] + unseen_j)
+
+    def _span(self, at_ns: float) -> range:
+        """Indices of the knots near an instant, of the epoch that it falls into."""
+        start = self._epoch_start
+        if self._epoch and at_ns < self._hi[start]:
+            first, last = 0, start
+        else:
+            first, last = start, len(self._e)
+        middle = bisect_right(self._at, at_ns, first, last)
+        return range(max(first, middle - _NEAR), min(last, middle + _NEAR))
+
+    def _lower(self, t: float) -> float:
+        best = -math.inf
+        for k in self._span(t):
+            late_ns = self._hi[k] - t
+            best = max(best, self._e[k] if late_ns <= 0 else self._e[k] - self._p_max_per_ns * late_ns)
+        return best
+
+    def _upper(self, t: float) -> float:
+        best = math.inf
+        for k in self._span(t):
+            early_ns = t - self._lo[k]
+            best = min(best, self._e[k] if early_ns <= 0 else self._e[k] + self._p_max_per_ns * early_ns)
+        return best + self.domain.quantum_j
+
+    def _estimate(self, t: float) -> float:
+        near = self._span(t)
+        first, last = near.start, near.stop - 1
+        at, e = self._at, self._e
+        after = bisect_left(at, t, first, near.stop)
+        # The first knot of an epoch is a reading, not an update: no slope may be drawn from it if a later pair exists.
+        drawn_from = first + 1 if self.counted and self._lo[first] == -math.inf and last > first else first
+        if after > last:
+            return e[last] + self._slope_j_per_ns * (t - at[last])
+        if after > drawn_from:
+            share = (t - at[after - 1]) / (at[after] - at[after - 1]) if at[after] > at[after - 1] else 1.0
+            return e[after - 1] + share * (e[after] - e[after - 1])
+        if last > drawn_from and at[drawn_from + 1] > at[drawn_from]:
+            slope = (e[drawn_from + 1] - e[drawn_from]) / (at[drawn_from + 1] - at[drawn_from])
+            return max(e[first], e[drawn_from] - slope * (at[drawn_from] - t)) if drawn_from > first else e[first]
+        return e[first]
+
+
+class Telescope:
+    """Adds up many intervals of one domain, in any order; where two touch, their boundary's uncertainty cancels.
+
+    The sum of ``n`` touching steps has the bounds of one long step, which is why the mean of many is known so much better than
+    one. Only the ends of the resulting stretches are kept; beyond ``_STRETCHES`` of them the oldest is summed for good.
+    """
+
+    __slots__ = ("_done_hi_j", "_done_lo_j", "_ends", "_starts", "_timeline", "energy_j")
+
+    def __init__(self, timeline: DomainTimeline) -> None:
+        self._timeline = timeline
+        self.energy_j = 0.0
+        self._done_lo_j = self._done_hi_j = 0.0
+        self._starts: dict[int, Level] = {}
+        self._ends: dict[int, Level] = {}
+
+    def add(self, start_ns: int, start: Level, end_ns: int, end: Level) -> Amount:
+        """Takes one interval that overlaps none before; returns its own amount."""
+        amount = self._timeline.amount(start, end, (end_ns - start_ns) / NS_PER_S)
+        self.energy_j += amount.energy_j
+        if start.epoch != end.epoch:
+            self._finish(amount)
+            return amount
+        if start_ns in self._ends and self._ends[start_ns].epoch == start.epoch:
+            del self._ends[start_ns]
+        else:
+            self._starts[start_ns] = start
+        if end_ns in self._starts and self._starts[end_ns].epoch == end.epoch:
+            del self._starts[end_ns]
+        else:
+            self._ends[end_ns] = end
+        if len(self._starts) > _STRETCHES:
+            oldest = self._stretches()[0]
+            self._finish(self._amount(*oldest))
+            del self._starts[oldest[0]], self._ends[oldest[1]]
+        return amount
+
+    @property
+    def bounds_j(self) -> tuple[float, float]:
+        """Lower and upper bound of the sum."""
+        amounts = [self._amount(*stretch) for stretch in self._stretches()]
+        lo_j = self._done_lo_j + math.fsum(amount.lo_j for amount in amounts)
+        hi_j = self._done_hi_j + math.fsum(amount.hi_j for amount in amounts)
+        return min(lo_j, self.energy_j), max(hi_j, self.energy_j)
+
+    def _stretches(self) -> list[tuple[int, int]]:
+        return list(zip(sorted(self._starts), sorted(self._ends), strict=True))
+
+    def _amount(self, start_ns: int, end_ns: int) -> Amount:
+        return self._timeline.amount(self._starts[start_ns], self._ends[end_ns], (end_ns - start_ns) / NS_PER_S)
+
+    def _finish(self, amount: Amount) -> None:
+        self._done_lo_j += amount.lo_j
+        self._done_hi_j += amount.hi_j

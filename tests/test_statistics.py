@@ -1,0 +1,231 @@
+"""Tests of the paired comparison: its quantiles, its arithmetic, and how often its interval holds the truth."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import NormalDist
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from green_torch.errors import ArgumentError
+from green_torch.statistics import mean_interval, paired_difference, t_quantile
+
+positive = st.floats(1e-3, 1e6)
+pairs = st.lists(st.tuples(positive, positive), min_size=2, max_size=30)
+
+
+class TestQuantile:
+    """Student's t, against printed tables and closed forms."""
+
+    @pytest.mark.parametrize(
+        ("dof", "q95", "q99"),
+        [(1, 12.7062, 63.6567), (2, 4.30265, 9.92484), (5, 2.57058, 4.03214), (9, 2.26216, 3.24984), (30, 2.04227, 2.75000)],
+    )
+    def test_known_values(self, dof, q95, q99):
+        """The two-sided 95 % and 99 % points of the printed tables."""
+        assert t_quantile(0.975, dof) == pytest.approx(q95, rel=1e-5)
+        assert t_quantile(0.995, dof) == pytest.approx(q99, rel=1e-5)
+
+    @given(st.floats(0.5001, 0.9999))
+    def test_closed_forms(self, p):
+        """With 1 degree of freedom tan(pi (p - 1/2)), with 2 (2p - 1) / sqrt(2p (1 - p)), with many the normal quantile."""
+        assert t_quantile(p, 1) == pytest.approx(math.tan(math.pi * (p - 0.5)), rel=1e-9)
+        assert t_quantile(p, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)), rel=1e-9)
+        assert t_quantile(p, 1e9) == pytest.approx(NormalDist().inv_cdf(p), rel=1e-9)
+
+    @given(st.floats(0.001, 0.999), st.floats(0.3, 1e5))
+    def test_symmetric_and_wider_than_normal(self, p, dof):
+        """The lower quantile mirrors the upper one, and tails are heavier than the normal distribution's."""
+        assert t_quantile(1 - p, dof) == pytest.approx(-t_quantile(p, dof), rel=1e-6, abs=1e-12)
+        assert abs(t_quantile(p, dof)) >= abs(NormalDist().inv_cdf(p)) * (1 - 1e-9)
+
+    @pytest.mark.parametrize(("p", "dof"), [(0, 5), (1, 5), (math.nan, 5), (0.9, 0), (0.9, -1), (0.9, math.nan)])
+    def test_nonsense(self, p, dof):
+        """Probabilities and degrees of freedom outside their range are refused."""
+        with pytest.raises(ArgumentError, match="quantile"):
+            t_quantile(p, dof)
+
+
+class TestArithmetic:
+    """What holds for any blocks."""
+
+    def test_by_hand(self):
+        """Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), two degrees of freedom."""
+        found = paired_difference([10, 10, 10], [11, 12, 13], relative=False)
+        half = 4.30265 / math.sqrt(3)
+        assert (found.estimate, found.lo, found.hi) == pytest.approx((2, 2 - half, 2 + half), rel=1e-5)
+        assert not found.distinguishable
+        assert "spans zero" in found.note
+
+    @given(pairs)
+    def test_interval_holds_its_estimate(self, blocks):
+        """The estimate lies within its interval, and the geometric mean of the ratios is what it says."""
+        a, b = zip(*blocks, strict=True)
+        found = paired_difference(a, b)
+        assert found.lo <= found.estimate <= found.hi
+        ratio = math.exp(math.fsum(math.log(y / x) for x, y in blocks) / len(blocks))
+        assert 1 + found.estimate == pytest.approx(ratio, rel=1e-9)
+
+    @given(pairs, st.floats(1e-3, 1e3))
+    def test_ratio_knows_no_unit(self, blocks, factor):
+        """Both variants in another unit: the same relative difference. Swapped: its reciprocal."""
+        a, b = zip(*blocks, strict=True)
+        found = paired_difference(a, b)
+        scaled = paired_difference([x * factor for x in a], [y * factor for y in b])
+        swapped = paired_difference(b, a)
+        assert 1 + scaled.estimate == pytest.approx(1 + found.estimate, rel=1e-6)
+        assert (1 + swapped.estimate) * (1 + found.estimate) == pytest.approx(1, rel=1e-6)
+        assert swapped.n_effective == pytest.approx(found.n_effective)
+
+    @given(pairs)
+    def test_more_confidence_is_wider(self, blocks):
+        """A 99 % interval holds the 90 % one."""
+        a, b = zip(*blocks, strict=True)
+        narrow, wide = (paired_difference(a, b, confidence=level, relative=False) for level in (0.9, 0.99))
+        assert wide.lo <= narrow.lo <= narrow.hi <= wide.hi
+
+    @given(st.lists(st.sampled_from([-1.0, 1.0]), min_size=6, max_size=30), st.floats(-5, 5), st.floats(-5, 5))
+    def test_steady_drift_is_removed(self, gaps, truth, slope):
+        """A drift proportional to the gap between the two blocks leaves no trace, whatever the orders, if both occur."""
+        assume(len(set(gaps)) == 2)
+        a = [100.0] * len(gaps)
+        found = paired_difference(a, [100 + truth + slope * gap for gap in gaps], relative=False, gaps=gaps)
+        assert (found.estimate, found.lo, found.hi) == pytest.approx((truth, truth, truth), abs=1e-9)
+
+    def test_one_order_is_not_extrapolated(self):
+        """Where b always came second, no slope is fitted: the plain mean stands."""
+        a, b = [1.0] * 8, [1.0, 2.0, 3.0, 4.0, 3.0, 2.0, 4.0, 1.0]
+        with_gaps = paired_difference(a, b, relative=False, gaps=[1, 2, 1, 2, 1, 2, 1, 2])
+        assert with_gaps == paired_difference(a, b, relative=False)
+
+    def test_alike_neighbours_count_less(self):
+        """Pairs that resemble their neighbours beyond chance count as fewer, and the interval grows."""
+        smooth = [math.sin(k / 4) for k in range(24)]
+        shuffled = smooth.copy()
+        random.Random(3).shuffle(shuffled)
+        related, unrelated = mean_interval(smooth), mean_interval(shuffled)
+        assert related.n_effective < 8
+        assert unrelated.n_effective == 24
+        assert related.hi - related.lo > 2 * (unrelated.hi - unrelated.lo)
+
+
+class TestInstrument:
+    """The meter's own bounds."""
+
+    @given(
+        st.lists(st.tuples(positive, positive, st.floats(0, 0.9), st.floats(0, 0.9)), min_size=2, max_size=10), st.booleans()
+    )
+    def test_bounds_hold_the_estimate(self, blocks, relative):
+        """Bounds around each block give bounds around the difference."""
+        a, b = [x for x, *_ in blocks], [y for _, y, *_ in blocks]
+        around_a = [(x * (1 - e), x * (1 + e)) for x, _, e, _ in blocks]
+        around_b = [(y * (1 - e), y * (1 + e)) for _, y, _, e in blocks]
+        found = paired_difference(a, b, relative=relative, a_bounds=around_a, b_bounds=around_b)
+        slack = 1e-9 * (1 + abs(found.estimate))
+        assert found.instrument_lo - slack <= found.estimate <= found.instrument_hi + slack
+
+    def test_distinguishable_asks_for_both(self):
+        """A difference beyond the scatter is not told from zero where the meter's bounds span it, and is where they don't."""
+        a, b = [100.0, 101.0, 100.5], [90.0, 91.0, 90.5]
+        around = [[(x - w, x + w) for x in a] for w in (20, 1)]
+        around_b = [[(x - w, x + w) for x in b] for w in (20, 1)]
+        loose, tight = (paired_difference(a, b, a_bounds=around[k], b_bounds=around_b[k]) for k in (0, 1))
+        assert not loose.distinguishable
+        assert "meter's own bounds" in loose.note
+        assert tight.distinguishable
+        assert tight.note == ""
+        assert paired_difference(a, b).distinguishable
+        assert paired_difference(a, b).instrument_lo is None
+
+    def test_open_bounds(self):
+        """A block that may have used nothing leaves its side of the ratio open, and nothing overflows."""
+        found = paired_difference([1.0, 1.0], [2.0, 2.0], a_bounds=[(0.0, 2.0)] * 2, b_bounds=[(0.0, 4.0)] * 2)
+        assert (found.instrument_lo, found.instrument_hi) == (-1.0, math.inf)
+        assert not found.distinguishable
+
+
+class TestBadInput:
+    """Too little, or nonsense."""
+
+    def test_one_block(self):
+        """One pair gives an estimate, no interval, and the reason."""
+        found = paired_difference([2.0], [1.0])
+        assert (found.estimate, found.lo, found.hi, found.distinguishable) == (-0.5, None, None, False)
+        assert "one block" in found.note
+
+    @pytest.mark.parametrize(
+        ("a", "b", "more"),
+        [
+            ([], [], {}),
+            ([1.0], [1.0, 2.0], {}),
+            ([1.0, math.nan], [1.0, 2.0], {}),
+            ([1.0, 0.0], [1.0, 2.0], {}),
+            ([1.0, 1.0], [1.0, -2.0], {}),
+            ([1.0, 1.0], [1.0, 2.0], {"gaps": [1.0]}),
+            ([1.0, 1.0], [1.0, 2.0], {"gaps": [1.0, math.nan]}),
+            ([1.0, 1.0], [1.0, 2.0], {"confidence": 1.0}),
+            ([1.0, 1.0], [1.0, 2.0], {"a_bounds": [(0.5, 1.5), (1.5, 0.5)], "b_bounds": [(0.0, 9.0)] * 2}),
+            ([1.0, 1.0], [1.0, 2.0], {"a_bounds": [(0.5, 1.5)] * 2}),
+        ],
+    )
+    def test_refused(self, a, b, more):
+        """Lengths that differ, values that no ratio has, bounds the wrong way round or of one side only."""
+        with pytest.raises(ArgumentError):
+            paired_difference(a, b, **more)
+
+
+def _balanced(rng: random.Random, n: int) -> list[float]:
+    signs = [1.0] * (n - n // 2) + [-1.0] * (n // 2)
+    rng.shuffle(signs)
+    return signs
+
+
+def _coverage(*, n: int, correlation: float, drift: float, repetitions: int = 2500, truth: float = 0.0, seed: int = 7) -> float:
+    """How often the interval holds the truth: AR(1) noise of 1 % a block under a drift of so many % over the whole comparison."""
+    rng = random.Random(seed)
+    held = 0
+    for _ in range(repetitions):
+        gaps = _balanced(rng, n)
+        a, b, noise = [], [], rng.gauss(0, 0.01)
+        for k in range(2 * n):
+            noise = correlation * noise + math.sqrt(1 - correlation**2) * rng.gauss(0, 0.01)
+            level = 10 * math.exp(noise + 0.01 * drift * k / (2 * n))
+            if (k % 2 == 0) == (gaps[k // 2] > 0):
+                a.append(level)
+            else:
+                b.append(level * (1 + truth))
+        found = paired_difference(a, b, gaps=gaps)
+        held += found.lo <= truth <= found.hi
+    return held / repetitions
+
+
+class TestCalibration:
+    """The 95 % interval holds the truth in 95 % of comparisons."""
+
+    @pytest.mark.parametrize(
+        ("n", "correlation", "drift", "truth"),
+        [(4, 0, 0, 0), (8, 0, 0, -0.1), (10, 0.5, 5, 0), (10, 0.9, 5, 0), (20, 0.7, 30, 0.02)],
+    )
+    def test_null(self, n, correlation, drift, truth):
+        """Independent noise, noise that persists over many blocks, and drift of 5 or 30 times the noise."""
+        assert 0.935 <= _coverage(n=n, correlation=correlation, drift=drift, truth=truth) <= 0.965
+
+    def test_power(self):
+        """A true 2 % is found in nine of ten comparisons with 10 blocks of 1 % noise each."""
+        rng = random.Random(11)
+        found = 0
+        for _ in range(1000):
+            a = [rng.gauss(1, 0.01) for _ in range(10)]
+            b = [rng.gauss(0.98, 0.01) for _ in range(10)]
+            found += paired_difference(a, b, gaps=_balanced(rng, 10)).distinguishable
+        assert found > 900
+
+    @settings(max_examples=20)
+    @given(st.integers(2, 5))
+    def test_few_pairs_fit_no_slope(self, n):
+        """With fewer than six pairs the gaps change nothing: a slope would cost more than it brings."""
+        a, b = [1.0 + 0.1 * k for k in range(n)], [1.1 + 0.2 * k for k in range(n)]
+        assert paired_difference(a, b, gaps=[(-1.0) ** k for k in range(n)]) == paired_difference(a, b)

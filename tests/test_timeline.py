@@ -1,0 +1,209 @@
+"""The timeline against a known truth: any waveform within the power limit, any counter, any polling."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from green_torch.records import Domain, Flag, Method
+from green_torch.timeline import DomainTimeline, Instant, Level, Telescope
+
+LIMIT_W = 400.0
+P_MAX = 1.5 * LIMIT_W
+MS = 1_000_000
+
+
+class Truth:
+    """A piecewise constant power; cumulative joules are exact."""
+
+    def __init__(self, pieces: list[tuple[float, float]]) -> None:
+        self.starts, self.sums, self.powers = [0.0], [0.0], []
+        for width_s, power_w in pieces:
+            self.powers.append(power_w)
+            self.starts.append(self.starts[-1] + width_s)
+            self.sums.append(self.sums[-1] + width_s * power_w)
+
+    def joules(self, t_ns: float) -> float:
+        t = min(max(t_ns / 1e9, 0.0), self.starts[-1])
+        k = min(max(bisect.bisect_right(self.starts, t) - 1, 0), len(self.powers) - 1)
+        return self.sums[k] + (t - self.starts[k]) * self.powers[k]
+
+    @property
+    def end_ns(self) -> int:
+        return int(self.starts[-1] * 1e9)
+
+
+@st.composite
+def scenes(draw):
+    """A waveform, a counter that updates with jitter, readings with latency, and boundaries in order."""
+    pieces = draw(st.lists(st.tuples(st.floats(0.02, 0.3), st.floats(0, P_MAX)), min_size=6, max_size=25))
+    truth = Truth(pieces)
+    period = draw(st.integers(5, 120)) * MS
+    jitter = draw(st.lists(st.integers(0, period // 3), min_size=8, max_size=8))
+    updates = [k * period + jitter[k % 8] for k in range(truth.end_ns // period + 1)]
+    gaps = draw(st.lists(st.integers(1, 60), min_size=5, max_size=12))
+    reads, at = [], 0
+    for gap in itertools.cycle(gaps):
+        at += gap * MS
+        if at >= truth.end_ns:
+            break
+        reads.append((at, at + (gap % 4) * MS // 2))
+    marks = sorted(draw(st.lists(st.integers(0, truth.end_ns), min_size=2, max_size=12, unique=True)))
+    return truth, updates, reads, marks
+
+
+def observed(truth: Truth, updates: list[int], reads: list[tuple[int, int]], quantum_j: float = 0.0) -> DomainTimeline:
+    timeline = DomainTimeline(Domain("gpu0", Method.COUNTER, "x", "y", power_limit_w=LIMIT_W, quantum_j=quantum_j))
+    for begin, end in reads:
+        seen = max((u for u in updates if u <= (begin + end) // 2), default=None)
+        if seen is None:
+            continue
+        value = truth.joules(seen)
+        timeline.observe(begin, end, (value // quantum_j) * quantum_j if quantum_j else value)
+    return timeline
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenes(), st.sampled_from([0.0, 0.5]))
+def test_truth_lies_within_the_bounds(scene, quantum_j):
+    """On any waveform within the limit and any sampling, the true joules of every interval lie within its bounds."""
+    truth, updates, reads, marks = scene
+    timeline = observed(truth, updates, reads, quantum_j)
+    if not timeline.knots:
+        return
+    levels = [timeline.level(Instant.exact(mark)) for mark in marks]
+    for (a, level_a), (b, level_b) in itertools.combinations(zip(marks, levels, strict=True), 2):
+        amount = timeline.amount(level_a, level_b, (b - a) / 1e9)
+        true_j = truth.joules(b) - truth.joules(a)
+        assert amount.lo_j - 1e-6 <= true_j <= amount.hi_j + 1e-6
+        assert 0 <= amount.lo_j <= amount.energy_j + 1e-9
+        assert amount.energy_j <= amount.hi_j + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(scenes())
+def test_intervals_telescope_and_never_fall(scene):
+    """Adjacent intervals sum to the whole, and no interval is negative."""
+    truth, updates, reads, marks = scene
+    timeline = observed(truth, updates, reads)
+    if not timeline.knots:
+        return
+    levels = [timeline.level(Instant.exact(mark)) for mark in marks]
+    steps = [b.energy_j - a.energy_j for a, b in itertools.pairwise(levels)]
+    assert min(steps) >= -1e-6
+    assert sum(steps) == pytest.approx(levels[-1].energy_j - levels[0].energy_j)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes())
+def test_forgetting_changes_no_later_level(scene):
+    """Levels asked for in order of time are the same with and without old knots dropped."""
+    truth, updates, reads, marks = scene
+    kept, trimmed = observed(truth, updates, reads), observed(truth, updates, reads)
+    if not kept.knots:
+        return
+    for mark in marks:
+        a, b = kept.level(Instant.exact(mark)), trimmed.level(Instant.exact(mark))
+        assert b.energy_j == pytest.approx(a.energy_j)
+        assert (b.lo_j, b.hi_j) == pytest.approx((a.lo_j, a.hi_j))
+        trimmed.forget(mark)
+
+
+@settings(max_examples=80, deadline=None)
+@given(scenes(), st.randoms(use_true_random=False))
+def test_a_telescope_holds_the_truth_in_any_order(scene, random):
+    """The sum of intervals added in any order keeps its bounds around the truth, as tight as one interval's where they touch."""
+    truth, updates, reads, marks = scene
+    timeline = observed(truth, updates, reads)
+    if not timeline.knots:
+        return
+    levels = {mark: timeline.level(Instant.exact(mark)) for mark in marks}
+    pairs = list(itertools.pairwise(marks))
+    random.shuffle(pairs)
+    total = Telescope(timeline)
+    for a, b in pairs:
+        total.add(a, levels[a], b, levels[b])
+    lo_j, hi_j = total.bounds_j
+    true_j = truth.joules(marks[-1]) - truth.joules(marks[0])
+    assert lo_j - 1e-6 <= true_j <= hi_j + 1e-6
+    whole = timeline.amount(levels[marks[0]], levels[marks[-1]], (marks[-1] - marks[0]) / 1e9)
+    assert (lo_j, hi_j) == pytest.approx((whole.lo_j, whole.hi_j), abs=1e-6)
+
+
+def test_many_separate_stretches_are_folded_and_still_hold():
+    """More stretches than are kept apart are summed for good: memory is bounded and the truth stays within."""
+    truth = Truth([(0.05, 100.0 + 400.0 * (k % 2)) for k in range(400)])
+    timeline = observed(truth, [k * 20 * MS for k in range(1000)], [(k * 5 * MS, k * 5 * MS) for k in range(4000)])
+    total, true_j = Telescope(timeline), 0.0
+    for k in range(150):
+        a, b = (100 + 100 * k) * MS, (140 + 100 * k) * MS
+        total.add(a, timeline.level(Instant.exact(a)), b, timeline.level(Instant.exact(b)))
+        true_j += truth.joules(b) - truth.joules(a)
+    lo_j, hi_j = total.bounds_j
+    assert lo_j <= true_j <= hi_j
+    assert len(total._starts) <= 33
+
+
+def test_a_mean_of_many_is_known_better_than_one():
+    """The relative width of the bounds shrinks as 1/n over n touching steps."""
+    truth = Truth([(60.0, 300.0)])
+    timeline = observed(truth, [k * 100 * MS for k in range(600)], [(k * 10 * MS, k * 10 * MS) for k in range(6000)])
+
+    def width(n: int) -> float:
+        a, b = 1_013 * MS, (1_013 + 53 * n) * MS
+        amount = timeline.amount(timeline.level(Instant.exact(a)), timeline.level(Instant.exact(b)), (b - a) / 1e9)
+        return (amount.hi_j - amount.lo_j) / amount.energy_j
+
+    assert width(1000) < width(10) / 50
+    assert width(1000) < 0.005
+
+
+def test_a_counter_that_goes_back_is_an_event():
+    """A reset makes no negative step: the interval across it is bounded by the limit alone, and those after it are tight again."""
+    timeline = DomainTimeline(Domain("gpu0", Method.COUNTER, "x", "y", power_limit_w=LIMIT_W))
+    flags = []
+    for k in range(200):
+        joules = 300.0 * (k // 10 * 0.1) + (5000.0 if k < 100 else -30.0 * 10)
+        flags.append(timeline.observe(k * 10 * MS, k * 10 * MS, joules))
+    assert flags.count(Flag.COUNTER_RESET) == 1
+    levels = [timeline.level(Instant.exact(t * MS)) for t in (500, 1200, 1700)]
+    across = timeline.amount(levels[0], levels[1], 0.7)
+    after = timeline.amount(levels[1], levels[2], 0.5)
+    assert across.vacuous
+    assert across.energy_j == pytest.approx(210.0, rel=0.1)
+    assert not after.vacuous
+    assert after.energy_j == pytest.approx(150.0, rel=0.02)
+
+
+def test_an_uncertain_instant_widens_the_bounds():
+    """A boundary known only to some milliseconds is bounded by the worst of them."""
+    truth = Truth([(5.0, 300.0)])
+    timeline = observed(truth, [k * 20 * MS for k in range(250)], [(k * 5 * MS, k * 5 * MS) for k in range(1000)])
+    sharp = timeline.level(Instant.exact(2_000 * MS))
+    wide = timeline.level(Instant(2_000 * MS, 1_960 * MS, 2_040 * MS))
+    assert wide.lo_j < sharp.lo_j
+    assert wide.hi_j > sharp.hi_j
+    assert wide.energy_j == pytest.approx(sharp.energy_j)
+
+
+def test_without_a_power_limit_only_the_counter_bounds():
+    """Where no limit is known the neighbouring counter values bound an instant, and nothing is assumed between them."""
+    timeline = DomainTimeline(Domain("cpu", Method.COUNTER, "x", "y"))
+    for k in range(100):
+        timeline.observe(k * 10 * MS, k * 10 * MS, float(k // 10))
+    level = timeline.level(Instant.exact(455 * MS))
+    assert level == Level(pytest.approx(4.55, abs=0.6), 4.0, 5.0, 0)
+
+
+def test_integrated_power_has_no_bounds_of_its_own():
+    """An estimated domain's level is its interpolated value."""
+    timeline = DomainTimeline(Domain("cpu", Method.ESTIMATED, "x", "y"))
+    timeline.observe(0, 0, 0.0)
+    timeline.observe(1000 * MS, 1000 * MS, 50.0)
+    assert timeline.level(Instant.exact(500 * MS)).energy_j == pytest.approx(25.0)
+    assert timeline.settled(Instant.exact(1000 * MS))
+    assert not timeline.settled(Instant.exact(1001 * MS))
