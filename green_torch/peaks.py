@@ -44,7 +44,8 @@ _COLUMNS = {
 }
 _FLOP_PER_TFLOP = 1e12
 _IGNORED_SHARE = 0.01  # of a step's FLOPs that may lack a peak
-_GEMM_SIZES = (256, 384, 512, 768, 1024, 2048, 4096)
+_BUSY_FACTOR = 4  # how many times the budget the measurement may take where other processes hold the cores
+_GEMM_SIZES = (128, 256, 384, 512, 768, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ def measured_cpu_peak(
 
     Best of many square matrices and both layouts of the second one, within about ``budget_s`` seconds; the smallest is always
     tried. The result is kept in ``cache_dir`` (the user's cache directory) by CPU, threads, dtype, matmul precision and torch
-    version. Runs on a thread of its own: the caller's autocast, grad mode, default device and dispatch modes don't reach it, and no
+    version, unless other processes disturbed the measurement (``source`` says so then). Runs on a thread of its own: the caller's autocast, grad mode, default device and dispatch modes don't reach it, and no
     random number is drawn.
     """
     import torch
@@ -241,46 +242,70 @@ def measured_cpu_peak(
     best = _best_gemm(getattr(torch, name), budget_s)
     if best is None:
         return None
-    flop_per_s, size, n_runs = best
-    source = f"best of {n_runs} GEMMs ({size}^3), {threads} threads, torch {torch.__version__}"
-    peak = DevicePeak(flop_per_s, _cpu_name(), name, "measured", source)
+    how = f"best of {best.n_runs} GEMMs ({best.size}^3), {threads} threads, torch {torch.__version__}"
+    if best.disturbed:
+        how += "; other processes held the CPU, so it is likely too low"
+    peak = DevicePeak(best.flop_per_s, _cpu_name(), name, "measured", how)
     _measured[key] = peak
-    _keep(path, key, peak)
+    if not best.disturbed:
+        _keep(path, key, peak)
     return peak
 
 
-def _best_gemm(dtype: torch.dtype, budget_s: float) -> tuple[float, int, int] | None:
-    """The best FLOP/s, the matrix size that gave it and how many GEMMs were timed."""
-    rates: list[tuple[float, int]] = []
+@dataclass(frozen=True, slots=True)
+class _Gemm:
+    """The best GEMM of ``n_runs``: ``size``^3, and whether one of our threads had to give up its core while it ran."""
+
+    flop_per_s: float
+    size: int
+    disturbed: bool
+    n_runs: int
+
+
+def _best_gemm(dtype: torch.dtype, budget_s: float) -> _Gemm | None:
+    samples: list[tuple[float, int, bool]] = []
 
     def measure() -> None:
         import torch
 
-        deadline = time.perf_counter() + budget_s
-        layout_rate = {True: 0.0, False: 0.0}  # best so far with the second matrix transposed (as in a linear layer) or not
+        start = time.perf_counter()
+        undisturbed = False  # whether any GEMM had the cores to itself: then time goes by FLOPs, else by the waiting for a core
+        last = {True: (0.0, 1.0), False: (0.0, 1.0)}  # seconds and FLOPs, with the second matrix transposed (a linear layer) or not
         with suppress(RuntimeError):  # no GEMM for this dtype, or no memory for a larger one
             for done, size in enumerate(_GEMM_SIZES):
                 flops = 2.0 * size**3
                 a = torch.ones(size, size, dtype=dtype, device="cpu")
                 out = torch.empty_like(a)
-                for transposed, known in layout_rate.items():
-                    left_s = deadline - time.perf_counter()
-                    if rates and 2 * flops > left_s * known:  # no time for two of them; also a layout that torch only emulates
+                for transposed, (last_s, last_flops) in last.items():
+                    left_s = start + budget_s * (1 if undisturbed else _BUSY_FACTOR) - time.perf_counter()
+                    expected_s = last_s * (flops / last_flops if undisturbed else 1.0)
+                    if 2 * expected_s > left_s:  # also a layout that torch only emulates
                         continue
                     until = time.perf_counter() + left_s / (2 * (len(_GEMM_SIZES) - done))
-                    n_runs = 0
+                    best_s, n_runs = math.inf, 0
                     while n_runs < 2 or time.perf_counter() < until:  # the first one warms up
-                        begin = time.perf_counter()
+                        switches, begin = _involuntary_switches(), time.perf_counter()
                         torch.mm(a, a.t() if transposed else a, out=out)
-                        rate = flops / max(time.perf_counter() - begin, 1e-9)
-                        rates.append((rate, size))
-                        layout_rate[transposed] = max(layout_rate[transposed], rate)
-                        n_runs += 1
+                        took_s = max(time.perf_counter() - begin, 1e-9)
+                        disturbed = _involuntary_switches() != switches
+                        undisturbed |= not disturbed
+                        samples.append((flops / took_s, size, disturbed))
+                        best_s, n_runs = min(best_s, took_s), n_runs + 1
+                    last[transposed] = best_s, flops
 
     worker = threading.Thread(target=measure, name="green_torch-cpu-peak", daemon=True)
     worker.start()
     worker.join()
-    return (*max(rates), len(rates)) if rates else None
+    return _Gemm(*max(samples), n_runs=len(samples)) if samples else None
+
+
+def _involuntary_switches() -> int:
+    """How often one of our threads has had to give up its core to another process so far; 0 where the system doesn't tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from green_torch.records import (
     DevicePeak,
     DomainEnergy,
     Flag,
+    Instant,
     IntensityPoint,
     Manifest,
     Method,
@@ -26,7 +27,7 @@ from green_torch.records import (
     RunTotals,
     StepRecord,
 )
-from green_torch.timeline import Amount, Instant, Level, Telescope
+from green_torch.timeline import Amount, Level, Telescope
 from green_torch.units import joules_to_kwh, s_to_ns
 
 if TYPE_CHECKING:

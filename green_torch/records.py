@@ -6,10 +6,12 @@ Instants ending in ``_ns`` are nanoseconds of the run's monotonic clock unless t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
+
+from green_torch.units import grams, kwh, si
 
 SCHEMA_VERSION = 1
 
@@ -49,6 +51,20 @@ class Flag(StrEnum):
     FLOPS_UNKNOWN = "flops_unknown"  # FLOPs of some of the work could not be counted
     INTENSITY_FALLBACK = "intensity_fallback"  # the grid figure is not the one asked for
     BAD_COUNT = "bad_count"  # tokens or samples given were NaN, negative or zero, and were left out
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """When something happened: the best estimate, and the bounds of it (all equal on a host clock)."""
+
+    at_ns: int
+    lo_ns: int
+    hi_ns: int
+
+    @classmethod
+    def exact(cls, at_ns: int) -> Instant:
+        """An instant known to the nanosecond."""
+        return cls(at_ns, at_ns, at_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +385,54 @@ class RunSummary:
     projected_savings_g: float | None = None
     flags: Mapping[str, int] = field(default_factory=dict)  # flag -> records that carry it
     warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The summary as text: every number with its unit, how it is known, and its bounds where it has any."""
+        return "\n".join(f"{name:<12} {value}" for name, value in self.lines())
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Name and text of each line of the summary, for whatever prints it."""
+        manifest, totals = self.manifest, self.totals
+        lines = [("run", f"{manifest.label or manifest.run_name} ({self.status})")]
+        lines.append(("steps", f"{self.n_steps} measured, {self.n_steps_excluded} excluded (FLOPs were counted in them)"))
+        if self.step_time_s is not None:
+            power = "" if self.power_w is None else f" at {si(self.power_w, 'W')}"
+            lines.append(("step time", f"{si(self.step_time_s, 's')}{power}"))
+        known = ", ".join(f"{domain.name} {domain.method}" for domain in manifest.domains) or "nothing measures energy here"
+        lines.append(("energy", f"{kwh(totals.energy_j)}{_between(totals.energy_lo_j, totals.energy_hi_j, kwh)} ({known})"))
+        for name, value in (
+            ("per step", self.energy_per_step_j),
+            ("per token", self.energy_per_token_j),
+            ("per sample", self.energy_per_sample_j),
+        ):
+            if value is not None:
+                lines.append((f"  {name}", si(value, "J")))
+        parts = [f"{phase.phase} {kwh(phase.energy_j)}" for phase in totals.phases if phase.energy_j is not None]
+        if len(parts) > 1:
+            lines.append(("  phases", ", ".join(parts)))
+        if self.mfu is not None:
+            peak = f"{si(self.peak_flop_per_s, 'FLOP/s')} ({'; '.join(sorted({peak.basis for peak in manifest.peaks})) or 'user'})"
+            lines.append(("MFU", f"{self.mfu:.1%}, HFU {self.hfu or 0:.1%} of {peak}"))
+        if self.model_flop_per_s is not None:
+            lines.append(("model FLOP/s", si(self.model_flop_per_s, "FLOP/s")))
+        grid = manifest.intensity
+        where = f"{grid.g_per_kwh:.0f} gCO2e/kWh, {grid.region}, {grid.source}" if grid else "by the intensity provider"
+        lines.append(("emissions", f"{grams(totals.emissions_g)} ({where}; PUE {manifest.pue:g}, {manifest.pue_source})"))
+        if totals.embodied_g is not None:
+            lines.append(("  embodied", f"{grams(totals.embodied_g)} of it ({manifest.embodied.source if manifest.embodied else ''})"))
+        if self.projected_total_g is not None:
+            lines.append(("projected", f"{grams(self.projected_total_g)} for {manifest.planned_steps} steps"))
+        if self.projected_savings_g is not None:
+            lines.append(("  saving", f"{grams(self.projected_savings_g)} against {manifest.baseline}"))
+        if self.cost is not None:
+            lines.append(("cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"))
+        lines += [("missing", reason) for reason in manifest.missing]
+        lines += [("warning", warning) for warning in self.warnings]
+        return lines
+
+
+def _between(lo: float | None, hi: float | None, text: Callable[[float], str]) -> str:
+    return "" if lo is None or hi is None else f", between {text(lo)} and {text(hi)}"
 
 
 Item = Manifest | StepRecord | RunSummary

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from green_torch.records import Flag, FlopCount, Phase, Work
-from green_torch.timeline import Instant
+from green_torch.records import Flag, FlopCount, Instant, Phase, Work
 from green_torch.units import NS_PER_S
 
 _SERIES = (1, 2, 5)

@@ -18,29 +18,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from green_torch.records import Domain, Flag, Method
+from green_torch.records import Flag, Method
 from green_torch.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from green_torch.records import Domain, Instant
 
 POWER_HEADROOM = 1.5  # p_max over the device's power limit: limits are control targets, transients pass them
 _NEAR = 3  # knots looked at on either side of an instant
 _KEPT = 4  # knots kept before the oldest instant still needed
 _STRETCHES = 32  # separate stretches of time that a sum keeps apart
 _TRIM_AT = 64  # knots after which trimming is worth its cost
-
-
-@dataclass(frozen=True, slots=True)
-class Instant:
-    """When something happened: the best estimate, and the bounds of it (all equal on a host clock)."""
-
-    at_ns: int
-    lo_ns: int
-    hi_ns: int
-
-    @classmethod
-    def exact(cls, at_ns: int) -> Instant:
-        """An instant known to the nanosecond."""
-        return cls(at_ns, at_ns, at_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import platform
 import sys
 import uuid
 import warnings
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import green_torch
-from green_torch.clock import HostClock
+from green_torch.clock import DeviceMarker, HostClock, HostMarker
 from green_torch.errors import ArgumentError, GreenTorchWarning, UsageError
 from green_torch.recorder import PATIENCE_S, TICK_S, Baseline, Recorder
-from green_torch.records import DevicePeak, Embodied, Flag, FlopCount, Manifest, Phase, RunSummary, RunTotals, Work
+from green_torch.records import DevicePeak, Embodied, Flag, FlopCount, Instant, Manifest, Phase, RunSummary, RunTotals, Work
 from green_torch.sampler import Sampler
 from green_torch.steps import Cadence, StepBuilder
-from green_torch.timeline import Instant
+from green_torch.units import s_to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +110,7 @@ class Tracker:
         self._warnings = _Warnings()
         self._builder: StepBuilder | None = None
         self._flops: StepFlops | None = None
+        self._waiting: deque[Span] = deque()  # spans whose boundaries the device has not reached
         self._halts: list[Callable[[], None]] = []
         self._summary: RunSummary | None = None
         self._device: torch.device | None = None
@@ -144,6 +146,8 @@ class Tracker:
             self._idle = manifest
             return
         self._clock = clock or HostClock()
+        self._marker: HostMarker | DeviceMarker = HostMarker(self._clock.now_ns)
+        self._may_use_device = clock is None
         provider, manifest = _grid(region, intensity, pue, manifest, self._clock)
         found, missing = _meters(meters)
         manifest = replace(
@@ -152,6 +156,9 @@ class Tracker:
         if not found:
             self._warnings("nothing here measures energy: " + "; ".join(missing) + ". See what would: green-torch doctor")
         self._sampler = Sampler(self._clock, found, poll_interval_s)
+        compared = _baseline(baseline)
+        if compared is not None:
+            manifest = replace(manifest, baseline=f"{compared.name} ({compared.energy_per_unit_j:.4g} J/{compared.unit})")
         self._recorder = Recorder(
             self._clock,
             self._sampler,
@@ -159,7 +166,7 @@ class Tracker:
             intensity=provider,
             peak_of=self._peak_of,
             warn=self._warnings,
-            baseline=_baseline(baseline),
+            baseline=compared,
         )
 
     @property
@@ -242,8 +249,7 @@ class Tracker:
             self._take_flops(builder)
         n_tokens, n_samples = self._count("tokens", tokens), self._count("samples", samples)
         flags = () if n_tokens == tokens and n_samples == samples else (Flag.BAD_COUNT,)
-        at = Instant.exact(self._clock.now_ns())
-        self._put(builder.step(at, Work(1, n_samples, n_tokens), flags, step))
+        self._put(builder.step(self._mark(), Work(1, n_samples, n_tokens), flags, step))
 
     @contextmanager
     def phase(self, name: Phase | str) -> Iterator[None]:
@@ -277,6 +283,7 @@ class Tracker:
         if self._builder is None:
             return
         self._put(self._builder.flush())
+        self._settle(timeout_s)
         self._sampler.read_now()
         self._recorder.drain(timeout_s)
 
@@ -303,7 +310,7 @@ class Tracker:
             self._flops = self._step_flops(self._model)
             self._flops.attach()
         self._recorder.open(sinks)
-        self._builder = StepBuilder(Instant.exact(clock.now_ns()), self._cadence)
+        self._builder = StepBuilder(self._mark(), self._cadence)
         self._halts.append(clock.every(TICK_S, self._recorder.tick, "recorder"))
 
     def _close(self, status: str) -> None:
@@ -312,7 +319,10 @@ class Tracker:
             self._flops.detach()
         try:
             if builder is not None:
-                self._put(builder.finish(Instant.exact(self._clock.now_ns())))
+                self._put(builder.finish(self._mark()))
+            self._settle(PATIENCE_S)
+            while self._waiting:
+                self._recorder.put(self._waiting.popleft())
             self._sampler.read_now()
             self._recorder.drain()
         finally:
@@ -334,13 +344,13 @@ class Tracker:
             yield
             return
         self._take_flops(builder)
-        self._put(builder.open_phase(Instant.exact(self._clock.now_ns()), phase))
+        self._put(builder.open_phase(self._mark(), phase))
         try:
             yield
         finally:
             if self._builder is builder:
                 self._take_flops(builder)
-                self._put(builder.close_phase(Instant.exact(self._clock.now_ns())))
+                self._put(builder.close_phase(self._mark()))
 
     def _take_flops(self, builder: StepBuilder) -> None:
         """Books the FLOPs that ran since the last mark; new work is counted here, before the mark is made."""
@@ -351,9 +361,42 @@ class Tracker:
             self._learn_peaks(work.flops)
         builder.add_flops(work.flops, work.flags)
 
+    def _mark(self) -> Instant:
+        """A boundary, now on the host; on a device, when its queue gets there."""
+        if self._may_use_device and isinstance(self._marker, HostMarker) and _cuda_in_use():
+            self._may_use_device = False
+            try:
+                from green_torch.clock.cuda import CudaEvents
+
+                self._marker = DeviceMarker(CudaEvents(), self._clock.now_ns)
+            except Exception as error:  # rule 9
+                self._warnings(f"step boundaries are taken on the host, since CUDA events can't be used: {error}")
+        return self._marker.mark()
+
     def _put(self, spans: list[Span]) -> None:
         for span in spans:
-            self._recorder.put(replace(span, peak_memory_bytes=_peak_memory_bytes(self._model)))
+            self._waiting.append(replace(span, peak_memory_bytes=_peak_memory_bytes(self._model)))
+        while self._waiting and self._forward(self._waiting[0]):
+            self._waiting.popleft()
+
+    def _forward(self, span: Span) -> bool:
+        """Hands a span on once the device has passed all its boundaries."""
+        pieces = []
+        for start, end in span.pieces:
+            begun, ended = self._marker.resolve(start), self._marker.resolve(end)
+            if begun is None or ended is None:
+                return False
+            pieces.append((begun, ended))
+        self._recorder.put(replace(span, pieces=tuple(pieces)))
+        return True
+
+    def _settle(self, timeout_s: float) -> None:
+        """Waits, without synchronising, until the device has passed every boundary; after the timeout the host's instants stand."""
+        end_ns = self._clock.now_ns() + s_to_ns(timeout_s)
+        self._put([])
+        while self._waiting and self._clock.now_ns() < end_ns:
+            self._clock.sleep(0.002)
+            self._put([])
 
     def _count(self, name: str, value: float | None) -> int | None:
         """A count of units; ``None`` with one warning where it is not one."""
@@ -456,7 +499,7 @@ def _not_negative(name: str, value: float | None) -> float | None:
 
 
 def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    if isinstance(value, bool | str) or int(value) != value or value < 1:
         raise ArgumentError(f"{name}={value!r}: a whole number of at least 1 is needed")
     return int(value)
 
@@ -570,13 +613,18 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def _cuda_in_use() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
 def _device(model: torch.nn.Module | None) -> torch.device:
     import torch  # only where FLOPs are counted
 
     first = next(model.parameters(), None) if model is not None else None
     if first is not None:
         return first.device
-    return torch.device("cuda" if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu")
+    return torch.device("cuda" if _cuda_in_use() else "cpu")
 
 
 def _dtype_name(model: torch.nn.Module | None) -> str:
@@ -602,7 +650,7 @@ def _described(model: torch.nn.Module | None) -> dict[str, Any]:
 def _peak_memory_bytes(model: torch.nn.Module | None) -> int | None:
     """Peak memory of the process so far: of the accelerator where the model is on one, else resident."""
     torch = sys.modules.get("torch")
-    if model is not None and torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+    if model is not None and torch is not None and _cuda_in_use():
         return int(torch.cuda.max_memory_allocated())
     try:
         import resource  # not on Windows

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from green_torch.records import Flag, FlopCount, Phase, Work
+from green_torch.records import Flag, FlopCount, Instant, Phase, Work
 from green_torch.steps import Cadence, StepBuilder
-from green_torch.timeline import Instant
 
 MS = 1_000_000
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from green_torch.records import Domain, Flag, Method
-from green_torch.timeline import DomainTimeline, Instant, Level, Telescope
+from green_torch.records import Domain, Flag, Instant, Method
+from green_torch.timeline import DomainTimeline, Level, Telescope
 
 LIMIT_W = 400.0
 P_MAX = 1.5 * LIMIT_W

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from green_torch.protocols import Meter
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from green_torch.protocols import Meter
-
-    Opened = tuple[list[Meter], list[str]]
+    Opened = tuple[Sequence[Meter], Sequence[str]]
 
 __all__ = ["Found", "discover"]
 

@@ -121,11 +121,11 @@ def open_meters(
 def _cpu_model() -> tuple[Domain, Callable[[], float]]:
     from codecarbon.core.cpu import DEFAULT_POWER_PER_CORE, TDP
     from codecarbon.core.util import count_cpus, count_physical_cpus
-    from codecarbon.external.hardware import MODE_CPU_LOAD, POWER_CONSTANT, CPU
+    from codecarbon.external.hardware import CPU, MODE_CPU_LOAD, POWER_CONSTANT
 
-    found = TDP()
+    found = TDP()  # type: ignore[no-untyped-call]  # codecarbon annotates in part
     name = found.model or "unknown CPU"
-    threads, sockets = count_cpus(), count_physical_cpus()
+    threads, sockets = count_cpus(), int(count_physical_cpus())  # type: ignore[no-untyped-call]  # as above
     if found.tdp is None:
         tdp_w, known_as = float(POWER_CONSTANT), f"{POWER_CONSTANT} W that it takes for any CPU it doesn't know (a guess)"
     elif found.tdp == DEFAULT_POWER_PER_CORE * threads:
@@ -136,8 +136,8 @@ def _cpu_model() -> tuple[Domain, Callable[[], float]]:
     else:
         sockets = sockets if sockets < threads else 1  # a socket for each thread is a virtual machine's fiction
         tdp_w, known_as = found.tdp * float(sockets), f"TDP of {sockets} x {found.tdp:g} W"
-    cpu = CPU.from_utils(output_dir="", mode=MODE_CPU_LOAD, model=name, tdp=tdp_w, tracking_mode="machine")  # type: ignore[arg-type]  # any number
-    cpu.start()  # sets where the load counts from: without it the first sample sleeps
+    cpu = CPU.from_utils(output_dir="", mode=MODE_CPU_LOAD, model=name, tdp=tdp_w, tracking_mode="machine")  # type: ignore[arg-type]  # any number does
+    cpu.start()  # type: ignore[no-untyped-call]  # sets where the load counts from: without it the first sample sleeps
     source = f"codecarbon {version('codecarbon')}: {name}, {known_as}, by the load of the whole machine"
     return Domain("cpu", Method.ESTIMATED, device=name, source=source), lambda: float(cpu.total_power().W)
 

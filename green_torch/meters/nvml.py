@@ -102,11 +102,10 @@ class _Library:
             if self._users == 0:
                 self._shutdown()
 
-    def restart(self, generation: int) -> None:
-        """Closes and opens NVML, unless another meter has done so since ``generation``; raises ``NVMLError``."""
+    def restart(self) -> None:
+        """Closes and opens NVML; raises ``NVMLError``."""
         with self._lock:
-            if generation == self.generation:
-                self._shutdown()
+            self._shutdown()
             self._init()
 
     def _init(self) -> None:
@@ -205,8 +204,7 @@ class NvmlMeter:
                 raise MeterError(self._why(error)) from error
             self._retry_ns = begin_ns + REOPEN_AFTER_NS
             try:
-                _library.restart(self._generation)
-                begin_ns = self._now_ns()
+                _library.restart()
                 value = self._value()
             except pynvml.NVMLError as again:
                 raise MeterError(self._why(again)) from again

@@ -2,7 +2,7 @@
 
 One domain per package (``cpu``; ``cpu0``, ``cpu1`` where there are several) and one per memory zone (``dram``). ``core`` and ``uncore`` are
 parts of the package, ``psys`` holds it: none of them is added. The ``intel-rapl-mmio`` tree shows the same packages again and is
-left out, and so is a die whose counter mirrors its package's first one (AMD on Linux 6.9 and 6.10).
+left out, and so is a die whose counter mirrors its package's first one (AMD on some kernels).
 
 The counters wrap at ``max_energy_range_uj`` (262 kJ on most machines: 15 minutes at 300 W). A fall is taken for one wrap; where
 one wrap would need more power than the package can draw, it is a reset (the machine slept) and the reading goes back, which the
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 _ZONE = re.compile(r"intel-rapl:(\d+)(?::(\d+))?")
 _COUNTS = 2**32 - 1  # the counters are 32 bits wide, so the range over this is one count's energy
-_PERIOD_S = 1e-3  # update period, Intel SDM vol. 3B, 15.10 ("approximately 1 ms")
-_UW_PER_W = 1e6
+_PERIOD_S = 1e-3  # about 1 ms, says Intel's SDM, vol. 3B, "RAPL Interfaces"
 _MIRROR_UJ = 100_000  # two dies of a package this close have one counter: 0.1 J of 262 kJ
 _MOST_OVER_LIMIT = 3.0  # more than this over the limit is not power but a counter that was reset
 _SLACK_J = 1.0
@@ -158,7 +157,7 @@ def _zones(root: Path) -> dict[str, Path]:
             memories[int(match[1])] = path
         elif match and match[2] is None and label.startswith("package"):
             packages[int(match[1])] = label
-    own = [index for index in _without_mirrors(root, packages)]
+    own = _without_mirrors(root, packages)
     kept_memories = [index for index in sorted(memories) if index in own or index not in packages]
     named = {"cpu" if len(own) == 1 else f"cpu{n}": root / f"intel-rapl:{index}" for n, index in enumerate(own)}
     return named | {"dram" if len(kept_memories) == 1 else f"dram{n}": memories[i] for n, i in enumerate(kept_memories)}
@@ -204,7 +203,7 @@ def _limit_w(zone: Path) -> float | None:
                 found.append(_number(zone / label.name.replace("name", kind)))
             except (OSError, ValueError):
                 continue
-    return max(found) / _UW_PER_W or None
+    return max(found) * J_PER_UJ or None  # µW to W: the same factor
 
 
 def _matching(zone: Path, pattern: str) -> Iterable[Path]:

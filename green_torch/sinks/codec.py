@@ -7,11 +7,11 @@ becomes ``null`` (JSON has no NaN). On reading, unknown keys are ignored, since 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from math import isfinite, nan
 from numbers import Integral, Real
 from operator import attrgetter
 from types import NoneType
@@ -53,36 +53,44 @@ def plain(value: Any) -> Any:
     """Any record, or part of one, without its ``"type"``."""
     kind = type(value)
     if kind is float:
-        return value if math.isfinite(value) else None
-    if kind in _AS_IS:
-        return value
-    if kind is tuple or kind is list:
-        return [plain(one) for one in value]
-    if is_dataclass(kind):
-        names, values = _getter(kind)
-        return dict(zip(names, map(plain, values(value)), strict=True))
-    return _plain_rare(value)
+        return value if isfinite(value) else None
+    return value if kind in _AS_IS else _encoder(cast("type", kind))(value)
 
 
-def _plain_rare(value: Any) -> Any:
-    """What is none of the usual types but stands for one: an enum's member, a NumPy number, a mapping."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return plain(float(value))
-    raise TypeError(f"a record holds a {type(value).__name__}, which JSON can't carry; convert it to a number or a string")
+_Encoder = Callable[[Any], Any]
 
 
 @cache
-def _getter(cls: type) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+def _encoder(kind: type) -> _Encoder:
+    """What turns a value of this type into plain JSON."""
+    if is_dataclass(kind):
+        return _object_encoder(kind)
+    if issubclass(kind, tuple | list):
+        return lambda value: [plain(one) for one in value]
+    if issubclass(kind, Mapping):
+        return lambda value: {str(key): plain(one) for key, one in value.items()}
+    for base, number in ((Integral, int), (Real, lambda value: plain(float(value))), (str, str)):  # NumPy's; StrEnum's members
+        if issubclass(kind, base):
+            return cast("_Encoder", number)
+    raise TypeError(f"a record holds a {kind.__name__}, which JSON can't carry; convert it to a number or a string")
+
+
+def _object_encoder(cls: type) -> _Encoder:
     names = tuple(field.name for field in fields(cls))
-    return names, attrgetter(*names)
+    values = attrgetter(*names)
+
+    def encode(record: Any) -> dict[str, Any]:
+        data = dict(zip(names, values(record), strict=True))
+        for name, value in data.items():
+            kind = type(value)
+            if kind is float:
+                if not isfinite(value):
+                    data[name] = None
+            elif kind not in _AS_IS:
+                data[name] = _encoder(cast("type", kind))(value)
+        return data
+
+    return encode
 
 
 _Decoder = Callable[[Any], Any]
@@ -161,7 +169,7 @@ def _checked(value: Any, kind: type, words: str) -> Any:
 
 def _number(value: Any) -> float:
     if value is None:
-        return math.nan
+        return nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LedgerError(f"expected a number, found {value!r:.60}")
     try:

@@ -11,9 +11,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import islice, starmap
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from green_torch.records import Flag, Manifest, Phase, RunSummary, RunTotals, StepRecord
 from green_torch.sinks.codec import plain
@@ -22,14 +22,14 @@ from green_torch.units import ns_to_s
 SCHEMA = 1
 MAX_BYTES = 64_000
 MAX_BLOCKS = 200
-_DIGITS = 12  # of a block's sums; totals are carried in full
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_DIGITS = 10  # of a block's sums; totals are carried in full
 _MAX_KEYS = {"versions": 16, "flags": 32}  # the objects whose keys are not ours
 _KEY_CHARS = 40
 _LIMITS = ((200, 64), (60, 32), (20, 16), (8, 8))  # characters of a string, items of a list; the first that fits
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(NamedTuple):
     """Sums over consecutive train records. Seconds count from the start of the first record.
 
     A sum covers what is known: ``unmetered_steps`` tells for how many steps energy is not, ``uncounted_steps`` FLOPs. Records without
@@ -54,52 +54,56 @@ class _Block:
     uncounted_steps: int
     excluded_steps: int = 0
 
-    @classmethod
-    def of(cls, record: StepRecord, origin_ns: int) -> _Block:
-        energy_j, model_flops = _finite(record.energy_j), _finite(record.model_flops)
-        return cls(
-            record.step - record.n_steps + 1,
-            record.step,
-            record.n_steps,
-            ns_to_s(record.start_ns - origin_ns),
-            ns_to_s(record.end_ns - origin_ns),
-            _finite(record.duration_s) or 0.0,
-            record.samples,
-            record.tokens,
-            energy_j,
-            None if energy_j is None else _finite(record.energy_lo_j),
-            None if energy_j is None else _finite(record.energy_hi_j),
-            model_flops,
-            _finite(record.hardware_flops),
-            _finite(record.emissions_g),
-            record.n_steps if energy_j is None else 0,
-            record.n_steps if model_flops is None else 0,
-        )
 
-    def __add__(self, later: _Block) -> _Block:
-        bounded = self.energy_lo_j is not None or later.energy_lo_j is not None
-        return _Block(
-            self.first_step,
-            later.last_step,
-            self.n_steps + later.n_steps,
-            self.start_s,
-            later.end_s,
-            self.duration_s + later.duration_s,
-            _known(self.samples, later.samples),
-            _known(self.tokens, later.tokens),
-            _known(self.energy_j, later.energy_j),
-            _known(self._or_face(self.energy_lo_j), later._or_face(later.energy_lo_j)) if bounded else None,
-            _known(self._or_face(self.energy_hi_j), later._or_face(later.energy_hi_j)) if bounded else None,
-            _known(self.model_flops, later.model_flops),
-            _known(self.hardware_flops, later.hardware_flops),
-            _known(self.emissions_g, later.emissions_g),
-            self.unmetered_steps + later.unmetered_steps,
-            self.uncounted_steps + later.uncounted_steps,
-            self.excluded_steps + later.excluded_steps,
-        )
+def _block(record: StepRecord, origin_ns: int) -> _Block:
+    """A record as a block of its own."""
+    energy_j, model_flops = _finite(record.energy_j), _finite(record.model_flops)
+    return _Block(
+        record.step - record.n_steps + 1,
+        record.step,
+        record.n_steps,
+        ns_to_s(record.start_ns - origin_ns),
+        ns_to_s(record.end_ns - origin_ns),
+        _finite(record.duration_s) or 0.0,
+        record.samples,
+        record.tokens,
+        energy_j,
+        None if energy_j is None else _finite(record.energy_lo_j),
+        None if energy_j is None else _finite(record.energy_hi_j),
+        model_flops,
+        _finite(record.hardware_flops),
+        _finite(record.emissions_g),
+        record.n_steps if energy_j is None else 0,
+        record.n_steps if model_flops is None else 0,
+    )
 
-    def _or_face(self, bound_j: float | None) -> float | None:
-        return self.energy_j if bound_j is None else bound_j
+
+def _joined(a: _Block, b: _Block) -> _Block:
+    """Two blocks as one; ``b`` follows ``a``."""
+    lo_a, hi_a, lo_b, hi_b = a.energy_lo_j, a.energy_hi_j, b.energy_lo_j, b.energy_hi_j
+    if lo_a is None and lo_b is not None:
+        lo_a = hi_a = a.energy_j
+    elif lo_b is None and lo_a is not None:
+        lo_b = hi_b = b.energy_j
+    return _Block(
+        a.first_step,
+        b.last_step,
+        a.n_steps + b.n_steps,
+        a.start_s,
+        b.end_s,
+        a.duration_s + b.duration_s,
+        _known(a.samples, b.samples),
+        _known(a.tokens, b.tokens),
+        _known(a.energy_j, b.energy_j),
+        _known(lo_a, lo_b),
+        _known(hi_a, hi_b),
+        _known(a.model_flops, b.model_flops),
+        _known(a.hardware_flops, b.hardware_flops),
+        _known(a.emissions_g, b.emissions_g),
+        a.unmetered_steps + b.unmetered_steps,
+        a.uncounted_steps + b.uncounted_steps,
+        a.excluded_steps + b.excluded_steps,
+    )
 
 
 class SnapshotBuilder:
@@ -131,14 +135,14 @@ class SnapshotBuilder:
         if record.phase is not Phase.TRAIN:
             return
         self._last_step = record.step
-        block = _Block.of(record, self._origin_ns)
+        block = _block(record, self._origin_ns)
         if record.flagged(Flag.COUNTED):
             self._exclude(block)
         elif self._blocks and self._last_block_records < self._block_records:
-            self._blocks[-1] += block
+            self._blocks[-1] = _joined(self._blocks[-1], block)
             self._last_block_records += 1
         else:
-            self._blocks.append(replace(block, excluded_steps=self._excluded_before_steps))
+            self._blocks.append(block._replace(excluded_steps=self._excluded_before_steps))
             self._excluded_before_steps = 0
             self._last_block_records = 1
             if len(self._blocks) > MAX_BLOCKS:
@@ -154,20 +158,20 @@ class SnapshotBuilder:
         head = self._head()
         for chars, items in _LIMITS:
             shortened = _shortened(head, chars, items)
-            built = _json({**shortened, "blocks": _columns(self._blocks)})
+            built = _json(shortened, self._blocks)
             if len(built) <= MAX_BYTES:
                 return built
         blocks = self._blocks
         while len(built) > MAX_BYTES:
             blocks = _paired(blocks) if len(blocks) > 1 else []
-            built = _json({**shortened, "blocks": _columns(blocks)})
+            built = _json(shortened, blocks)
         return built
 
     def _exclude(self, block: _Block) -> None:
-        self._excluded = block if self._excluded is None else self._excluded + block
+        self._excluded = block if self._excluded is None else _joined(self._excluded, block)
         if self._blocks:
             last = self._blocks[-1]
-            self._blocks[-1] = replace(last, excluded_steps=last.excluded_steps + block.n_steps)
+            self._blocks[-1] = last._replace(excluded_steps=last.excluded_steps + block.n_steps)
         else:
             self._excluded_before_steps += block.n_steps
 
@@ -191,7 +195,7 @@ class SnapshotBuilder:
             "phases": totals.pop("phases"),
             "totals": totals,
             "flags": dict(self._flags.most_common()),
-            "excluded": plain(self._excluded),
+            "excluded": self._excluded and self._excluded._asdict(),
             "summary": summary,
         }
 
@@ -199,16 +203,7 @@ class SnapshotBuilder:
 def _paired(blocks: Sequence[_Block]) -> list[_Block]:
     """Neighbours merged two by two; the last of an odd number stays."""
     pairs = zip(blocks[::2], blocks[1::2], strict=False)
-    return [*starmap(_Block.__add__, pairs), *blocks[len(blocks) // 2 * 2 :]]
-
-
-def _columns(blocks: Sequence[_Block]) -> dict[str, list[float | None]]:
-    """A list per field: half the size of an object per block."""
-    return {field.name: [_rounded(getattr(block, field.name)) for block in blocks] for field in fields(_Block)}
-
-
-def _rounded(value: float | None) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) and math.isfinite(value) else plain(value)
+    return [*starmap(_joined, pairs), *blocks[len(blocks) // 2 * 2 :]]
 
 
 def _shortened(value: Any, chars: int, items: int) -> Any:
@@ -225,8 +220,16 @@ def _shortened(value: Any, chars: int, items: int) -> Any:
     return value
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+def _json(head: Mapping[str, Any], blocks: Sequence[_Block]) -> bytes:
+    """The whole snapshot. A block is a row under ``columns``: a third of the size of an object."""
+    columns = _ENCODE({**head, "columns": _Block._fields})
+    return f'{columns[:-1]},"blocks":[{",".join(map(_row, blocks))}]}}'.encode()
+
+
+@lru_cache(maxsize=2 * MAX_BLOCKS)
+def _row(block: _Block) -> str:
+    """A block's row. Kept, since all but the newest are the same in the next snapshot."""
+    return _ENCODE([_finite(float(f"{value:.{_DIGITS}g}")) if isinstance(value, float) else value for value in block])
 
 
 def _finite(value: float | None) -> float | None:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 SNAPSHOT_TAG = "green/snapshot"
 PLUGIN_NAME = "green"
 
-_SNAPSHOT_RECORDS = 100
+_SNAPSHOT_RECORDS = 128
 _SNAPSHOT_NS = 30 * NS_PER_S
-_SNAPSHOT_MAX_WAIT_NS = 600 * NS_PER_S
+_SNAPSHOT_MAX_NS = 600 * NS_PER_S
 _SNAPSHOT_SHARE = 200  # of the run so far, as many as a snapshot has blocks: a finer one would show nothing new
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<opened_s>\d+)\.(?P<host>.+)\.(?P<pid>\d+)\.\d+(?:\D.*)?")
 _IDLE_S = 600.0
@@ -146,30 +146,26 @@ class TensorBoardSink:
 
 
 class _Cadence:
-    """When a snapshot is worth its bytes.
+    """When a snapshot is worth its bytes (TensorBoard takes milliseconds for the checksum of one, in Python).
 
-    With the first record, then each time the records have doubled, up to every 100 records or 30 s; in a long run once per 1/200 of
-    its length, at most 10 minutes.
+    With record 1, 2, 4, ... 128, then every 30 s; in a long run once per 1/200 of its length, at most 10 minutes.
     """
 
     def __init__(self) -> None:
         self._records = 0
         self._first_ns = 0
-        self._last: tuple[int, int] | None = None  # records and instant of the last snapshot
+        self._last_ns = 0
 
     def due(self, now_ns: int) -> bool:
         """Counts a record that ended at ``now_ns``; whether a snapshot goes with it."""
         self._records += 1
-        if self._last is None:
+        if self._records == 1:
             self._first_ns = now_ns
-        else:
-            last_records, last_ns = self._last
-            waited_ns = now_ns - last_ns
-            if self._records - last_records < min(last_records, _SNAPSHOT_RECORDS) and waited_ns < _SNAPSHOT_NS:
-                return False
-            if waited_ns < min((now_ns - self._first_ns) / _SNAPSHOT_SHARE, _SNAPSHOT_MAX_WAIT_NS):
-                return False
-        self._last = self._records, now_ns
+        doubled = self._records <= _SNAPSHOT_RECORDS and self._records.bit_count() == 1
+        wait_ns = max(_SNAPSHOT_NS, min((now_ns - self._first_ns) / _SNAPSHOT_SHARE, _SNAPSHOT_MAX_NS))
+        if not doubled and now_ns - self._last_ns < wait_ns:
+            return False
+        self._last_ns = now_ns
         return True
 
 

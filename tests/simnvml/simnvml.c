@@ -24,9 +24,8 @@ enum { MAX_GPUS = 8, MAX_MIGS = 7, MAX_FAULTS = 64, MAX_PIDS = 16, TEXT = 96 };
 typedef int64_t ns_t;
 typedef struct { double t, w, e; } point_t;                        /* seconds from the wave's start, watts, joules up to here */
 typedef struct { char kind[24]; ns_t t0, t1; double arg; } fault_t; /* in force for t0 <= t < t1 (epoch-relative) */
-typedef struct gpu gpu_t;
-typedef struct { gpu_t *parent; char uuid[TEXT]; } mig_t;
-struct gpu {
+typedef struct { char uuid[TEXT]; } mig_t;
+typedef struct {
     int index;
     char name[TEXT], uuid[TEXT];
     unsigned bus, limit_mw, temperature_c, sm_clock_mhz, architecture;
@@ -43,7 +42,7 @@ struct gpu {
     fault_t faults[MAX_FAULTS];
     long pids[MAX_PIDS]; /* 0 stands for the calling process */
     mig_t migs[MAX_MIGS];
-};
+} gpu_t;
 
 static gpu_t gpus[MAX_GPUS];
 static int n_gpus, configured, n_reloads, cost_sleeps, serialise;
@@ -209,7 +208,6 @@ static int set_gpu(gpu_t *g, const char *key, char *rest) {
     else if (!strcmp(key, "repeat")) g->repeat = (int)number;
     else if (!strcmp(key, "pid") && g->n_pids < MAX_PIDS) g->pids[g->n_pids++] = (long)number;
     else if (!strcmp(key, "mig") && g->n_migs < MAX_MIGS) {
-        g->migs[g->n_migs].parent = g;
         snprintf(g->migs[g->n_migs++].uuid, TEXT, "%s", rest);
     } else if (!strcmp(key, "point")) {
         point_t p = {0};
@@ -334,17 +332,24 @@ const char *nvmlErrorString(int code) {
     }
 }
 
+/* A handle is good until the library is closed: it holds the opening's number, the GPU's place and the slice's. */
+static void *handle_of(const gpu_t *g, int slice) { return (void *)((uintptr_t)n_inits << 12 | (uintptr_t)(g->index + 1) << 4 | (uintptr_t)(slice + 1)); }
+
+static gpu_t *as_gpu(void *handle) {
+    int index = (int)((uintptr_t)handle >> 4 & 0xFF) - 1;
+    return (long)((uintptr_t)handle >> 12) == n_inits && index >= 0 && index < n_gpus ? &gpus[index] : NULL;
+}
+
 static mig_t *as_mig(void *handle) {
-    for (int i = 0; i < n_gpus; i++) for (int j = 0; j < gpus[i].n_migs; j++) if (handle == &gpus[i].migs[j]) return handle;
-    return NULL;
+    gpu_t *g = as_gpu(handle);
+    int slice = (int)((uintptr_t)handle & 0xF) - 1;
+    return g && slice >= 0 && slice < g->n_migs ? &g->migs[slice] : NULL;
 }
 
 static int enter(void *handle, gpu_t **out) { /* the checks of every call on a device */
     ns_t now = sim_now_ns();
     if (references == 0 || stale(now)) return UNINITIALIZED;
-    mig_t *mig = as_mig(handle);
-    gpu_t *g = mig ? mig->parent : NULL;
-    for (int i = 0; !g && i < n_gpus; i++) if (handle == &gpus[i]) g = &gpus[i];
+    gpu_t *g = as_gpu(handle);
     if (!g) return INVALID_ARGUMENT;
     *out = g;
     if (fault(g, "lost", now)) return GPU_IS_LOST;
@@ -449,16 +454,16 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **out) {
     if (rc) return rc;
     if (index >= count) return INVALID_ARGUMENT;
     gpu_t *g;
-    *out = &gpus[index];
+    *out = handle_of(&gpus[index], -1);
     return enter(*out, &g);
 }
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) {
     gpu_t *g;
     if (references == 0 || stale(sim_now_ns())) return UNINITIALIZED;
     for (int i = 0; i < n_gpus; i++) {
-        if (!strcmp(uuid, gpus[i].uuid)) { *out = &gpus[i]; return enter(*out, &g); }
+        if (!strcmp(uuid, gpus[i].uuid)) { *out = handle_of(&gpus[i], -1); return enter(*out, &g); }
         for (int j = 0; j < gpus[i].n_migs; j++)
-            if (!strcmp(uuid, gpus[i].migs[j].uuid)) { *out = &gpus[i].migs[j]; return enter(*out, &g); }
+            if (!strcmp(uuid, gpus[i].migs[j].uuid)) { *out = handle_of(&gpus[i], j); return enter(*out, &g); }
     }
     return NOT_FOUND;
 }
@@ -467,7 +472,7 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, void **out) {
     for (int i = 0; i < n_gpus; i++) {
         char own[32];
         snprintf(own, sizeof own, "%08X:%02X:00.0", 0, gpus[i].bus);
-        if (!strcasecmp(own, bus_id)) { *out = &gpus[i]; return enter(*out, &g); }
+        if (!strcasecmp(own, bus_id)) { *out = handle_of(&gpus[i], -1); return enter(*out, &g); }
     }
     return NOT_FOUND;
 }
@@ -557,12 +562,12 @@ int nvmlDeviceGetMaxMigDeviceCount(void *handle, unsigned *out) { ENTER; *out = 
 int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **out) {
     ENTER;
     if ((int)index >= g->n_migs) return NOT_FOUND;
-    *out = &g->migs[index];
+    *out = handle_of(g, (int)index);
     return OK;
 }
 int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *handle, void **out) {
     ENTER;
     if (!as_mig(handle)) return INVALID_ARGUMENT;
-    *out = g;
+    *out = handle_of(g, -1);
     return OK;
 }

@@ -1,0 +1,179 @@
+"""At which host instant a step boundary passed on a device that works through a queue, without waiting for it.
+
+``mark`` records an event on the current stream and returns at once; ``resolve`` tells later when it happened. Device time is the
+chain of differences between neighbouring events (each a small float32 of milliseconds, added in double). *Anchors* tie it to the
+host: an event on an otherwise idle side stream, bracketed by host times. Between anchors the two clocks drift by no more than
+``_DRIFT``; where no anchor is to be had, a boundary lies between its record and the first time it was seen complete.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from green_torch.records import Instant
+from green_torch.units import s_to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NS_PER_MS = 1e6
+_ANCHOR_EVERY_NS = s_to_ns(5.0)
+_ANCHOR_RETRY_NS = s_to_ns(0.25)
+_ANCHOR_WIDEST_NS = 300_000  # a wider bracket tells too little and is thrown away
+_DRIFT = 100e-6  # GPU against host clock, at most (10-100 ppm were seen)
+_KEPT = 4096  # resolved boundaries remembered
+
+
+class DeviceEvents(Protocol):
+    """What a device's driver offers; :class:`green_torch.clock.cuda.CudaEvents` is the real one."""
+
+    def record(self, *, aside: bool) -> object | None:
+        """Records an event on the current stream, or on an idle side stream; ``None`` while that is not allowed."""
+        ...
+
+    def done(self, event: object) -> bool:
+        """Whether the device has passed it; never waits."""
+        ...
+
+    def elapsed_ms(self, first: object, second: object) -> float:
+        """Milliseconds of device time between two events that are done."""
+        ...
+
+    def release(self, event: object) -> None:
+        """The event is no longer needed."""
+        ...
+
+
+class HostMarker:
+    """Boundaries pass when the host says so: CPU, MPS, and every device before its first use."""
+
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        self._now_ns = now_ns
+
+    def mark(self) -> Instant:
+        """Now."""
+        return Instant.exact(self._now_ns())
+
+    def resolve(self, mark: Instant) -> Instant | None:
+        """The mark itself."""
+        return mark
+
+
+@dataclass(slots=True)
+class _Pending:
+    host_ns: int
+    event: object | None
+    bracket: tuple[int, int] | None = None  # of an anchor
+
+
+class DeviceMarker:
+    """Boundaries pass when the device reaches them. Every method belongs to the training thread and none waits."""
+
+    def __init__(self, events: DeviceEvents, now_ns: Callable[[], int]) -> None:
+        self._events = events
+        self._now_ns = now_ns
+        self._pending: deque[_Pending] = deque()
+        self._unseen: list[_Pending] = []  # marked while no event could be recorded: they wait for the next one
+        self._first_ns = now_ns()
+        self._last_at_ns = 0
+        self._resolved: dict[int, Instant] = {}
+        self._last_event: object | None = None
+        self._device_ns = 0.0
+        self._anchor: tuple[float, int, int] | None = None  # device ns, and the host bracket of the same instant
+        self._rate = 0.0  # host ns gained per device ns, from the last two anchors
+        self._next_anchor_ns = 0
+
+    def mark(self) -> Instant:
+        """Marks a boundary; the instant returned is provisional, and the key to :meth:`resolve`."""
+        self._take_anchor()
+        host_ns = self._now_ns()
+        if self._pending and host_ns <= self._pending[-1].host_ns:
+            host_ns = self._pending[-1].host_ns + 1
+        self._pending.append(_Pending(host_ns, self._events.record(aside=False)))
+        return Instant.exact(host_ns)
+
+    def resolve(self, mark: Instant) -> Instant | None:
+        """When the boundary passed, or ``None`` while the device has not reached it."""
+        if mark.at_ns < self._first_ns:  # marked on the host, before the device was in use
+            return mark
+        if mark.at_ns not in self._resolved:
+            self._advance()
+        return self._resolved.get(mark.at_ns)
+
+    def _take_anchor(self) -> None:
+        """Ties device time to host time, every few seconds. Looks at most 0.3 ms for an event that an idle stream passes at once."""
+        before_ns = self._now_ns()
+        if before_ns < self._next_anchor_ns:
+            return
+        event = self._events.record(aside=True)
+        if event is None:
+            return
+        after_ns = self._now_ns()
+        while not self._events.done(event) and after_ns - before_ns < _ANCHOR_WIDEST_NS:
+            after_ns = self._now_ns()
+        if after_ns - before_ns >= _ANCHOR_WIDEST_NS:
+            self._events.release(event)
+            self._next_anchor_ns = before_ns + _ANCHOR_RETRY_NS
+            return
+        self._next_anchor_ns = before_ns + _ANCHOR_EVERY_NS
+        self._pending.append(_Pending(before_ns, event, (before_ns, after_ns)))
+
+    def _advance(self) -> None:
+        """Resolves, in order, what the device has passed."""
+        while self._pending:
+            head = next((pending for pending in self._pending if pending.event is not None), None)
+            if head is None or not self._events.done(head.event):
+                return
+            seen_ns = self._now_ns()
+            while self._pending[0] is not head:
+                self._unseen.append(self._pending.popleft())
+            self._pending.popleft()
+            self._chain(head)
+            if head.bracket is not None:
+                self._tie(head.bracket)
+                continue
+            instant = self._located(head.host_ns, seen_ns)
+            for pending in self._unseen:
+                self._keep(pending.host_ns, Instant(pending.host_ns, pending.host_ns, max(pending.host_ns, instant.hi_ns)))
+            self._unseen.clear()
+            self._keep(head.host_ns, instant)
+
+    def _chain(self, pending: _Pending) -> None:
+        event = pending.event
+        if self._last_event is not None and event is not None:
+            self._device_ns += self._events.elapsed_ms(self._last_event, event) * _NS_PER_MS
+            self._events.release(self._last_event)
+        self._last_event = event
+
+    def _tie(self, bracket: tuple[int, int]) -> None:
+        if self._anchor is not None:
+            device_ns, lo_ns, hi_ns = self._anchor
+            passed_ns = self._device_ns - device_ns
+            if passed_ns > _ANCHOR_EVERY_NS / 2:
+                rate = ((bracket[0] + bracket[1]) / 2 - (lo_ns + hi_ns) / 2) / passed_ns - 1.0
+                self._rate = min(max(rate, -_DRIFT), _DRIFT)
+        self._anchor = (self._device_ns, *bracket)
+
+    def _located(self, host_ns: int, seen_ns: int) -> Instant:
+        """The instant of the event just chained: between its record and now, and where the anchor says."""
+        if self._anchor is None:
+            return Instant((host_ns + seen_ns) // 2, host_ns, seen_ns)
+        device_ns, lo_ns, hi_ns = self._anchor
+        since_ns = self._device_ns - device_ns
+        slack_ns = abs(since_ns) * _DRIFT
+        lo = max(host_ns, round(lo_ns + since_ns - slack_ns))
+        hi = min(seen_ns, round(hi_ns + since_ns + slack_ns))
+        if lo > hi:  # the clocks contradict each other: what the host saw is certain
+            lo, hi = host_ns, seen_ns
+        at = round((lo_ns + hi_ns) / 2 + since_ns * (1.0 + self._rate))
+        return Instant(min(max(at, lo), hi), lo, hi)
+
+    def _keep(self, key: int, instant: Instant) -> None:
+        if instant.at_ns < self._last_at_ns:  # boundaries pass in the order in which they were marked
+            instant = Instant(self._last_at_ns, instant.lo_ns, max(instant.hi_ns, self._last_at_ns))
+        self._last_at_ns = instant.at_ns
+        self._resolved[key] = instant
+        if len(self._resolved) > _KEPT:
+            del self._resolved[next(iter(self._resolved))]

@@ -1,0 +1,262 @@
+"""Counts the FLOPs of whatever runs inside a ``with`` block, operation by operation, while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch.utils import _python_dispatch as dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from green_torch.errors import ArgumentError
+from green_torch.flops.formulas import Cost, Formula, attention, computes, formula_of
+from green_torch.flops.stack import Role, reason
+from green_torch.records import FlopCount
+
+Attention = Literal["full", "causal"]
+
+COUNTS_COMPILED = hasattr(TorchDispatchMode, "ignore_compile_internals")
+"""Whether compiled functions may run while counting; on an older torch they would fall back to eager for good."""
+
+
+class Tally:
+    """What was seen so far. Entries are appended, which the threads of a backward may do at the same time."""
+
+    def __init__(self, attention_flops: Attention, dtype_of: Callable[[torch.dtype], torch.dtype] | None = None) -> None:
+        if attention_flops not in {"full", "causal"}:
+            raise ArgumentError(f'attention={attention_flops!r} is not known; say attention="full" or attention="causal".')
+        self.causal = attention_flops == "causal"
+        self.uncounted: set[str] = set()
+        self.estimated = False
+        self._dtype_of = dtype_of
+        self._entries: list[tuple[str, torch.dtype, Role, Cost]] = []
+        self._known: dict[Any, tuple[str, Formula] | None] = {}
+
+    def add(self, kind: str, dtype: torch.dtype, cost: Cost) -> None:
+        """Enters the cost of an operation, for the reason for which it runs now."""
+        why = reason()
+        if why.compiled:  # a compiled graph may recompute, and its own kernels go unseen
+            self.estimated = True
+        self._entries.append((kind, self._dtype_of(dtype) if self._dtype_of else dtype, why.role, cost))
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
+        """Enters one operation that has just run. Never raises: what can't be counted is named among the uncounted."""
+        try:
+            known = self._known[func]
+        except KeyError:
+            known = self._known[func] = _look_up(func)
+            if known is None and computes(_name(func)):
+                self.uncounted.add(_name(func))
+        if known is None:
+            return
+        try:
+            kind, formula = known
+            arguments = _by_name(func, args, kwargs, out)
+            self.add(kind, _first_dtype(arguments), formula(arguments, self.causal))
+        except Exception as error:
+            self.uncounted.add(f"{_name(func)} ({error})" if isinstance(error, NotImplementedError) else _name(func))
+
+    def count(self) -> FlopCount:
+        """The sum of the entries."""
+        model = hardware = recompute = 0
+        by_dtype: dict[str, int] = {}
+        for kind, dtype, role, cost in list(self._entries):
+            hardware += cost.hardware
+            if role is Role.WORK:
+                model += cost.model
+                recompute += cost.recompute
+            elif role is Role.REPLAY:
+                recompute += cost.hardware
+            if cost.hardware:
+                key = f"{kind}/{str(dtype).removeprefix('torch.')}"
+                by_dtype[key] = by_dtype.get(key, 0) + cost.hardware
+        return FlopCount(
+            float(model),
+            float(hardware),
+            float(recompute),
+            {key: float(value) for key, value in by_dtype.items()},
+            tuple(sorted(self.uncounted)),
+            self.estimated,
+        )
+
+
+class LiveCounter:
+    """Counts what runs inside: ``with LiveCounter() as counter: step()``, then ``counter.count()``.
+
+    Model FLOPs leave out checkpoints' replays, what fused attention computes twice, and the optimizer's products; hardware FLOPs
+    hold them all; ``recompute_flops`` are the first two. ``attention="causal"`` halves attention where the call says ``is_causal``
+    (hand-written masks can't be told; they count in full). Compiled functions stay compiled: what they call as operations is counted
+    and marked ``estimated``, kernels that the compiler wrote itself go unseen. On a torch without
+    ``TorchDispatchMode.ignore_compile_internals`` don't run a compiled function inside for the first time. Nothing raised here
+    reaches the code inside.
+
+    Raises:
+        ArgumentError: ``attention`` is neither "full" nor "causal".
+    """
+
+    def __init__(self, attention: Attention = "full") -> None:
+        self._tally = Tally(attention)
+        self._mode: CountingMode | None = None
+
+    def __enter__(self) -> Self:
+        sweep()
+        self._mode = CountingMode(self._tally)
+        self._mode.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        mode, self._mode = self._mode, None
+        if mode is not None:
+            mode.retire()
+
+    def count(self) -> FlopCount:
+        """FLOPs of everything that ran inside so far."""
+        return self._tally.count()
+
+
+_retired: list[CountingMode] = []
+
+
+class CountingMode(TorchDispatchMode):
+    """Shows every operation to a tally. ``adapt`` may change the arguments first."""
+
+    supports_higher_order_operators = True
+
+    def __init__(
+        self,
+        tally: Tally,
+        adapt: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._tally = tally
+        self._adapt = adapt
+        self._active = True
+        self._below: object = None
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets compiled functions stay compiled while this is on."""
+        return True
+
+    def __enter__(self) -> Self:
+        stack = _stack()
+        if not (stack and stack[-1] is self):
+            self._below = stack[-1] if stack else None
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation, then enters it."""
+        kwargs = kwargs or {}
+        if not self._active:
+            return func(*args, **kwargs)
+        if isinstance(func, torch._ops.HigherOrderOperator):  # noqa: SLF001 - no public name for it
+            return self._higher_order(func, args, kwargs)
+        if any(issubclass(kind, torch.Tensor) and "__torch_dispatch__" in _methods(kind) for kind in types):
+            return NotImplemented  # DTensor, nested and quantized tensors break up first: their parts are what runs here
+        if torch.is_inference_mode_enabled() and formula_of(_name(func)) is None:  # composites arrive whole: break them up
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if self._adapt is not None:
+            args, kwargs = self._adapt(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self._tally.see(func, args, kwargs, out)
+        return out
+
+    def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """FlexAttention counts in full, whatever its mask; other operators on functions are named as uncounted."""
+        name = str(func)
+        out = func(*args, **kwargs)
+        try:
+            if name not in {"flex_attention", "flex_attention_backward"}:
+                raise NotImplementedError
+            query, key, value = args[:3]
+            cost = attention(
+                query.shape, key.shape, value.shape, backward=name == "flex_attention_backward", fused=True, halved=False
+            )
+            self._tally.add("mm", query.dtype, cost)
+        except Exception:
+            self._tally.uncounted.add(f"higher_order::{name}")
+        return out
+
+    def retire(self) -> None:
+        """Leaves the stack of modes, and leaves everybody else on it as they are.
+
+        Where a mode entered later is still on, this one stays below it without effect until the next sweep. Where a mode entered
+        earlier was left in between, leaving it took this one off and left that one on: it goes now.
+        """
+        self._active = False
+        stack = _stack()
+        if stack is None or (stack and stack[-1] is self):
+            self.__exit__(None, None, None)
+        elif any(mode is self for mode in stack):
+            _retired.append(self)
+        elif stack and stack[-1] is self._below:
+            dispatch._pop_mode()  # noqa: SLF001 - what its owner believes to have done
+
+
+def sweep() -> None:
+    """Takes retired modes off the top of the stack."""
+    while _retired:
+        stack = _stack()
+        if not stack or stack[-1] is not _retired[-1]:
+            _retired[:] = [mode for mode in _retired if any(mode is other for other in stack or ())]
+            return
+        _retired.pop().__exit__(None, None, None)
+
+
+def _stack() -> list[Any] | None:
+    """The dispatch modes that are on, outermost first; ``None`` where this torch doesn't tell."""
+    try:
+        return list(dispatch._get_current_dispatch_mode_stack())  # noqa: SLF001 - no public way; guarded
+    except AttributeError:
+        return None
+
+
+def _methods(kind: type) -> set[str]:
+    return {name for base in kind.__mro__ if base not in torch.Tensor.__mro__ and base is not torch.nn.Parameter for name in base.__dict__}
+
+
+def _name(func: Any) -> str:
+    return str(func._schema.name)  # noqa: SLF001 - the only place where an operation keeps its name and arguments
+
+
+def _look_up(func: Any) -> tuple[str, Formula] | None:
+    """Our formula, else the one of torch's registry, where users register theirs."""
+    own = formula_of(_name(func))
+    if own is not None:
+        return own
+    from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 - warns about triton at import on some machines
+
+    theirs = flop_registry.get(func.overloadpacket)
+    if theirs is None:
+        return None
+
+    def formula(a: Mapping[str, Any], _causal: bool) -> Cost:
+        flops = int(theirs(*a["<args>"], **a["<kwargs>"], out_val=a["<out>"]))
+        return Cost(flops, flops)
+
+    return "conv" if "conv" in _name(func) else "mm", formula
+
+
+def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> dict[str, Any]:
+    declared = func._schema.arguments  # noqa: SLF001 - as above
+    arguments = {a.name: a.default_value for a in declared if a.has_default_value()}
+    arguments.update(zip((a.name for a in declared), args, strict=False))
+    return arguments | kwargs | {"<out>": out, "<args>": args, "<kwargs>": kwargs}
+
+
+def _first_dtype(arguments: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that a kernel computes in: of ``mat1`` rather than the bias it is added to."""
+    for name in ("mat1", "batch1", "mat", "query", "src", "grad_output"):
+        if isinstance(arguments.get(name), torch.Tensor):
+            return arguments[name].dtype  # type: ignore[no-any-return]  # just seen to be a tensor
+    return next((a.dtype for a in arguments.values() if isinstance(a, torch.Tensor)), torch.float32)

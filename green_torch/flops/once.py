@@ -1,0 +1,227 @@
+"""Counts one training step of a model on a copy of it, without computing where the copy can live on ``meta``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _python_dispatch as dispatch
+
+from green_torch.errors import ArgumentError, CountingError
+from green_torch.flops.counter import Attention, CountingMode, Tally
+from green_torch.flops.formulas import attention as attention_cost
+from green_torch.flops.replica import converted, replicate, tensors_in, to_clone, to_meta, unwrap
+from green_torch.records import FlopCount
+
+
+def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **kwargs: Any) -> FlopCount:
+    """FLOPs of one training step: ``model(*args, **kwargs)``, its outputs summed to a scalar (or its ``loss``), backward.
+
+    Counted on a copy on ``meta``, which computes nothing; where the model asks for values (``.item()``, boolean masks), on a copy
+    that does compute, in as much memory again. The model, its gradients, buffers, hooks and mode, and all random generators are
+    left as they were; what has ``requires_grad=False`` gets no gradient; where nothing has one, the forward alone is counted.
+    ``attention="causal"`` halves attention that is called with ``is_causal``. On ``meta`` a real model's attention is taken to run
+    fused where torch's settings allow that (``estimated`` hardware FLOPs); a meta model's runs as torch runs it there: as math.
+
+    Raises:
+        ArgumentError: ``model`` is not a module, or ``attention`` neither "full" nor "causal".
+        CountingError: the model can't run on these inputs; the message names the cause.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"count_flops() counts a torch.nn.Module, not {type(model).__name__}: count_flops(model, inputs).")
+    device = device_of(model)
+    autocast = autocast_dtype(device)
+    try:
+        return on_meta(model, args, kwargs, attention=attention, device=device, autocast=autocast, fused=device != "meta")
+    except ArgumentError:
+        raise
+    except Exception as error:
+        if device == "meta":
+            raise CountingError(_explain(model, error, "count_flops(model.to_empty(device='cpu'), ...)")) from error
+    try:
+        with _same_randomness():
+            inputs, named = converted((args, kwargs), to_clone)
+            tally = Tally(attention)
+            with CountingMode(tally), torch.enable_grad():
+                _train(replicate(model, to_clone), inputs, named)
+            return tally.count()
+    except Exception as error:
+        raise CountingError(_explain(model, error, "model(*args) first, to see it run")) from error
+
+
+def on_meta(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    attention: Attention,
+    device: str,
+    autocast: torch.dtype | None,
+    fused: bool,
+    backward: bool = True,
+) -> FlopCount:
+    """FLOPs of a step on a meta copy of the model.
+
+    ``device`` is the kind on which it really runs, whose ``autocast`` dtype it runs under. Raises whatever the model raises on meta.
+    """
+    stand_in = _StandIn(device, autocast)
+    tally = Tally(attention, stand_in.dtype)
+    fused = fused and _fused_allowed()
+    with ExitStack() as stack:
+        for context in (_no_modes(), _eagerly(), _same_randomness(), torch.set_grad_enabled(backward)):
+            stack.enter_context(context)
+        if device != "meta":
+            stack.enter_context(torch.autocast(device, autocast, enabled=autocast is not None))
+        replica = replicate(model, to_meta)
+        inputs, named = converted((args, kwargs), to_meta)
+        stack.enter_context(CountingMode(tally, stand_in.adapt))
+        if fused or tally.causal:
+            stack.enter_context(_attention_on_meta(tally, fused=fused))
+        _train(replica, inputs, named)
+    return tally.count()
+
+
+def device_of(model: nn.Module) -> str:
+    """The kind of device that holds the model: "cuda", "cpu", "meta"."""
+    return next((tensor.device.type for tensor in (*model.parameters(), *model.buffers())), "cpu")
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to on that kind of device; ``None`` where it is off."""
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _train(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    output = model(*args, **kwargs)
+    loss = _loss(output)
+    if loss is not None:
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+
+
+def _loss(output: Any) -> torch.Tensor | None:
+    """The output's ``loss`` where it has a scalar one, else the sum of all that has a gradient."""
+    named = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if isinstance(named, torch.Tensor) and named.numel() == 1 and named.requires_grad:
+        return named
+    sums = [t.sum() if not t.is_complex() else torch.view_as_real(t).sum() for t in tensors_in(output) if t.requires_grad]
+    return sum(sums[1:], sums[0]) if sums else None
+
+
+def _explain(model: nn.Module, error: Exception, remedy: str) -> str:
+    return f"The FLOPs of {type(unwrap(model)).__name__} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
+
+
+class _StandIn:
+    """Lets a model think that its meta tensors are on its own device."""
+
+    def __init__(self, device: str, autocast: torch.dtype | None) -> None:
+        self._device = device
+        self._autocast = autocast
+
+    def adapt(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Moves what the model makes on its device, and whatever meets a meta tensor, to meta."""
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type != "cpu":
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        tensors = list(tensors_in((args, kwargs), 3))
+        if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
+            args, kwargs = torch.utils._pytree.tree_map_only(  # noqa: SLF001 - torch's only tree
+                torch.Tensor, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"), (args, kwargs)
+            )
+            if device is not None:  # a copy to the CPU of what has no values
+                kwargs = {**kwargs, "device": torch.device("meta")}
+        elif device is not None and tensors and all(t.is_meta for t in tensors):
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return args, kwargs
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Autocast doesn't reach meta tensors: says what it would have cast to, in the backward of what ran under it too."""
+        if dtype is not torch.float32 or self._autocast is None:
+            return dtype
+        in_backward = not torch.is_grad_enabled()
+        return self._autocast if in_backward or torch.is_autocast_enabled(self._device) else dtype
+
+
+@contextmanager
+def _attention_on_meta(tally: Tally, *, fused: bool) -> Iterator[None]:
+    """Enters attention of meta tensors as one operation, as a device with fused kernels runs it; torch would break it up.
+
+    Registers a kernel for the time being; tensors with values, of other threads say, don't reach it.
+    """
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+               dropout_p: float = 0.0, is_causal: bool = False, **_rest: Any) -> Any:
+        tally.estimated = tally.estimated or fused
+        return _Attention.apply(query, key, value, attn_mask, tally, fused, is_causal)
+
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        library.impl("scaled_dot_product_attention", kernel, "AutogradMeta")
+        yield
+    finally:
+        library._destroy()  # noqa: SLF001 - else it would wait for the garbage collector
+
+
+class _Attention(torch.autograd.Function):
+    """Attention that has shapes and costs, and no values."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        """Enters the forward's cost."""
+        query, key, value, _, tally, fused, is_causal = args
+        batch = query.shape[:-2]
+        if key.shape[-3] == query.shape[-3]:
+            batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        ctx.shapes = ((*batch, *query.shape[-2:]), key.shape, value.shape)
+        ctx.tensors = args[:4]
+        ctx.rest = (tally, fused, is_causal)
+        _Attention._enter(ctx, backward=False)
+        return query.new_empty((*batch, query.shape[-2], value.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Any) -> tuple[Any, ...]:
+        """Enters the backward's cost."""
+        _Attention._enter(ctx, backward=True)
+        if torch.is_grad_enabled():
+            ctx.rest[0].uncounted.add("aten::scaled_dot_product_attention (second derivative)")
+        grads = [torch.empty_like(t) if t is not None and t.requires_grad else None for t in ctx.tensors]
+        return (*grads, None, None, None)
+
+    @staticmethod
+    def _enter(ctx: Any, *, backward: bool) -> None:
+        tally, fused, is_causal = ctx.rest
+        cost = attention_cost(*ctx.shapes, backward=backward, fused=fused, halved=tally.causal and is_causal)
+        tally.add("mm", ctx.tensors[0].dtype, cost)
+
+
+def _fused_allowed() -> bool:
+    switches = torch.backends.cuda
+    return switches.flash_sdp_enabled() or switches.mem_efficient_sdp_enabled() or switches.cudnn_sdp_enabled()
+
+
+def _no_modes() -> AbstractContextManager[object]:
+    """Hides our work from dispatch modes that are on; they are back afterwards, in order."""
+    disable: Any = getattr(dispatch, "_disable_current_modes", nullcontext)
+    return disable()  # type: ignore[no-any-return]  # private, hence untyped
+
+
+def _eagerly() -> AbstractContextManager[object]:
+    """Compiled parts of the model run as written: meta inputs must not cost anybody a recompilation."""
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]  # untyped in torch
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(state)

@@ -1,0 +1,128 @@
+"""A copy of a model, or of its inputs, whose tensors are converted on the way: to ``meta`` (no memory), or to clones.
+
+Nobody's hooks come along, but those with which ``torch.nn.utils`` computes weights; a compiled model's copy runs eagerly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+Convert = Callable[[torch.Tensor], torch.Tensor]
+
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+_FOREIGN = frozenset({"_trainer", "_fabric"})  # a LightningModule's way out of the model
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """The same shape, strides and dtype, with no memory behind it. A sharded parameter gets its full shape."""
+    try:
+        blank = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    except RuntimeError:
+        blank = torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
+    return _alike(blank, tensor)
+
+
+def to_clone(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in memory of their own."""
+    return _alike(tensor.detach().clone(), tensor)
+
+
+def _alike(tensor: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    if isinstance(original, nn.Parameter):
+        return nn.Parameter(tensor, requires_grad=original.requires_grad)
+    return tensor.requires_grad_(original.requires_grad)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP's, FSDP's and ``torch.compile``'s wrappers."""
+    while (attribute := _WRAPPERS.get(type(model).__name__)) is not None:
+        model = getattr(model, attribute)
+    return model
+
+
+def replicate(model: nn.Module, convert: Convert) -> nn.Module:
+    """A copy of the model with every tensor converted; tied weights stay tied, frozen ones frozen."""
+    model = unwrap(model)
+    modules = list(model.modules())
+    memo: dict[int, Any] = {id(module): type(module).__new__(type(module)) for module in modules}
+    for module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):  # noqa: SLF001 - lazily parametrized ones too
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = convert(tensor)
+    for module in modules:
+        memo[id(module)].__dict__.update(
+            {name: _attribute(name, value, convert, memo) for name, value in module.__dict__.items()}
+        )
+    replica: nn.Module = memo[id(model)]
+    return replica
+
+
+def _attribute(name: str, value: Any, convert: Convert, memo: dict[int, Any]) -> Any:
+    if name in _FOREIGN or name == "_compiled_call_impl":
+        return None
+    if "_hooks" in name and isinstance(value, dict):
+        own = {key: hook for key, hook in value.items() if type(hook).__module__.startswith("torch.nn.utils.")}
+        return type(value)((key, converted(hook, convert, memo)) for key, hook in own.items())
+    return converted(value, convert, memo)
+
+
+def converted(value: Any, convert: Convert, memo: dict[int, Any] | None = None) -> Any:
+    """A deep copy with every tensor converted; what refuses to be copied is shared."""
+    memo = {} if memo is None else memo
+    try:
+        with _Converting(convert):
+            return copy.deepcopy(value, memo)
+    except Exception:
+        if type(value) in {list, tuple}:
+            return type(value)(converted(item, convert, memo) for item in value)
+        if type(value) is dict:
+            return {key: converted(item, convert, memo) for key, item in value.items()}
+        return value
+
+
+class _Converting(TorchFunctionMode):
+    """Converts the tensors that ``copy.deepcopy`` comes across."""
+
+    def __init__(self, convert: Convert) -> None:
+        super().__init__()
+        self._convert = convert
+
+    def __torch_function__(
+        self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.__deepcopy__:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = self._convert(tensor)
+            return memo[id(tensor)]
+        if func is torch.Tensor.clone:  # how a parameter copies itself
+            return self._convert(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def tensors_in(value: Any, depth: int = 6) -> Iterator[torch.Tensor]:
+    """Every tensor in nested containers and in the attributes of plain objects."""
+    if isinstance(value, torch.Tensor):
+        yield value
+        return
+    if depth == 0 or isinstance(value, nn.Module | type):
+        return
+    if isinstance(value, Mapping):
+        items = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        items = list(value)
+    else:
+        items = list(getattr(value, "__dict__", {}).values())
+    for item in items:
+        yield from tensors_in(item, depth - 1)
