@@ -78,7 +78,8 @@ class _Block(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, time, width))
-        return x + self.feed_out(functional.gelu(self.feed_in(self.feed_norm(x))))
+        fed: torch.Tensor = self.feed_out(functional.gelu(self.feed_in(self.feed_norm(x))))
+        return x + fed
 
 
 class GPT(nn.Module):
@@ -110,7 +111,8 @@ class GPT(nn.Module):
 def next_byte_loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy, in nats, of each token given those before it; ``batch`` is ``[batch, time + 1]``."""
     logits = model(batch[:, :-1])
-    return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+    loss: torch.Tensor = functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+    return loss
 
 
 def byte_batches(seed: int, batch_size: int, block_size: int) -> Iterator[torch.Tensor]:

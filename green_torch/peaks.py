@@ -4,6 +4,8 @@ A GPU is found by its name as the driver prints it, in full; whatever else stand
 makes it another device, and an unknown device has no peak (``None``). Figures are without sparsity and with FP32 accumulation.
 """
 
+# torch is imported where it is needed: the table is read without it.
+
 from __future__ import annotations
 
 import csv
@@ -14,25 +16,22 @@ import platform
 import re
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
 from green_torch.records import DevicePeak
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
 __all__ = ["KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
-
-# ruff: noqa: PLC0415 - torch is imported where it is needed: the table is read without it
 
 _COLUMNS = {
     "fp64": "float64",
@@ -52,8 +51,9 @@ _GEMM_SIZES = (128, 256, 384, 512, 768, 1024, 2048, 4096)
 class KnownDevice:
     """One row of the table: a card as the driver names it. ``peaks_flop_per_s`` by dtype, dense.
 
-    ``units`` is how many multiprocessors (compute units) torch reports for one whole device, where known; ``checked`` is the ISO
-    date on which the figures were checked, ``confirmed`` against what.
+    ``source`` is the vendor's document that the figures stand in and how they were got from it; ``confirmed`` is what was read to
+    check them on the day ``checked`` (ISO). ``units`` is the number of multiprocessors (compute units) that torch reports for a
+    whole device and ``boost_mhz`` its clock: with the architecture's FLOPs per clock they give the peaks a second time.
     """
 
     name: str
@@ -80,8 +80,8 @@ class KnownDevice:
 @lru_cache(maxsize=1)
 def known_devices() -> tuple[KnownDevice, ...]:
     """Every card in the table, in its order."""
-    with (files("green_torch") / "data" / "peaks.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(_known(row) for row in csv.DictReader(file))
+    lines = (files("green_torch") / "data" / "peaks.csv").read_text(encoding="utf-8").splitlines()
+    return tuple(_known(row) for row in csv.DictReader(lines))
 
 
 def _known(row: dict[str, str]) -> KnownDevice:
@@ -177,12 +177,16 @@ def _as_run(kind: str, dtype: str, device: torch.device | str) -> str:
 
 
 def _tf32_allowed(kind: str) -> bool:
-    """torch's TF32 flag for matmuls or convolutions. Once the newer settings were used the older ones raise, so they come second."""
-    from torch.backends import cuda, cudnn
+    """What torch's TF32 flags say for matmuls or convolutions.
 
+    The newer settings (torch 2.9) mirror the older ones; once they were used the older ones raise, so they are asked second.
+    """
+    import torch
+
+    backends: Any = torch.backends
     with suppress(AttributeError):
-        return bool((cudnn.conv if kind == "conv" else cuda.matmul).fp32_precision == "tf32")
-    return bool(cudnn.allow_tf32 if kind == "conv" else cuda.matmul.allow_tf32)
+        return bool((backends.cudnn.conv if kind == "conv" else backends.cuda.matmul).fp32_precision == "tf32")
+    return bool(backends.cudnn.allow_tf32 if kind == "conv" else backends.cuda.matmul.allow_tf32)
 
 
 def _is_cpu(device: torch.device | str) -> bool:
@@ -270,7 +274,10 @@ def _best_gemm(dtype: torch.dtype, budget_s: float) -> _Gemm | None:
 
         start = time.perf_counter()
         undisturbed = False  # whether any GEMM had the cores to itself: then time goes by FLOPs, else by the waiting for a core
-        last = {True: (0.0, 1.0), False: (0.0, 1.0)}  # seconds and FLOPs, with the second matrix transposed (a linear layer) or not
+        last = {
+            True: (0.0, 1.0),
+            False: (0.0, 1.0),
+        }  # seconds and FLOPs, with the second matrix transposed (a linear layer) or not
         with suppress(RuntimeError):  # no GEMM for this dtype, or no memory for a larger one
             for done, size in enumerate(_GEMM_SIZES):
                 flops = 2.0 * size**3
@@ -323,8 +330,9 @@ def _cpu_precision(dtype: str) -> str:
         return "own"
     import torch
 
+    backends: Any = torch.backends
     with suppress(AttributeError):
-        return str(torch.backends.mkldnn.matmul.fp32_precision)
+        return str(backends.mkldnn.matmul.fp32_precision)
     return torch.get_float32_matmul_precision()
 
 

@@ -265,6 +265,11 @@ class Recorder:
             flags=tuple(sorted(flags)),
             totals=RunTotals(),
         )
+        if record.hfu is not None and record.hfu > 1 and not record.flagged(Flag.COUNTED):
+            self._warn(
+                f"hardware FLOPs ran at {record.hfu:.2f} of the peak of {peak_flop_per_s:.3g} FLOP/s ({peak.source if peak else ''}), "
+                "and MFU is not clamped: the peak is too low, or work was booked to the wrong step. Give peak_flop_per_s="
+            )
         self._totals.add(record)
         totals = self._totals.build()
         total_g, savings_g = self._projections(totals)

@@ -6,11 +6,16 @@ opened in the middle of a step is cut out of it. What follows the last step is `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from green_torch.records import Flag, FlopCount, Instant, Phase, Work
 from green_torch.units import NS_PER_S
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_KINDS_OF_WORK = 16  # different step works kept apart before they are summed
 _SERIES = (1, 2, 5)
 _FIRST_RECORDS = 10  # with "auto", the first steps get a record each
 _BETWEEN_STEPS_NS = 1_000_000  # a phase opened within a millisecond of a step's end stands between steps, not in one
@@ -84,6 +89,14 @@ class Cadence:
         """Steps that the next record takes."""
         return self._fixed or self._n
 
+    def due(self, n_steps: int, last_step: int) -> bool:
+        """Whether so many steps, up to that one, make a record.
+
+        A fixed number counts on the step axis too, so that records fall on the steps at which a trainer logs the loss (the last of
+        every ten, say) even after a phase or a counted step made one out of turn.
+        """
+        return n_steps >= self.n_steps or (self._fixed is not None and (last_step + 1) % self._fixed == 0)
+
     def made(self, n_steps: int, duration_s: float) -> None:
         """A train record was made of so many steps in so many seconds."""
         self._records += 1
@@ -94,16 +107,66 @@ class Cadence:
         self._n = next(base * 10**power for power in range(12) for base in _SERIES if base * 10**power >= wanted or power == 11)
 
 
-@dataclass(slots=True)
-class _Open:
-    """A phase under way: where its current piece began, and what it has gathered."""
+class _Tally:
+    """Work added up in place, since this happens at every step; a sum with something unknown in it is unknown."""
 
-    phase: Phase | None
-    since: Instant
-    pieces: tuple[tuple[Instant, Instant], ...] = ()
-    work: Work = field(default_factory=Work)
-    flops: FlopCount | None = None
-    flags: set[str] = field(default_factory=set)
+    __slots__ = ("_flops", "flops_known", "n_steps", "samples", "tokens")
+
+    def __init__(self) -> None:
+        self.n_steps = 0
+        self.samples: int | None = None
+        self.tokens: int | None = None
+        self.flops_known = True
+        self._flops: list[tuple[FlopCount, int]] = []  # equal work comes as one object, again and again
+
+    def add_flops(self, flops: FlopCount | None, times: int = 1) -> None:
+        """FLOPs that ran, or ``None`` where nobody knows."""
+        if flops is None:
+            self.flops_known = False
+        elif self._flops and self._flops[-1][0] is flops:
+            self._flops[-1] = (flops, self._flops[-1][1] + times)
+        elif len(self._flops) < _KINDS_OF_WORK:
+            self._flops.append((flops, times))
+        else:
+            self._flops = [(self._sum() + flops.scaled(times), 1)]
+
+    def count(self, samples: int | None, tokens: int | None) -> None:
+        """One more step, and its units."""
+        first = self.n_steps == 0
+        self.n_steps += 1
+        self.samples = samples if first else None if samples is None or self.samples is None else self.samples + samples
+        self.tokens = tokens if first else None if tokens is None or self.tokens is None else self.tokens + tokens
+
+    def add_all(self, step: _Tally) -> None:
+        """The FLOPs of a step that has just been counted here."""
+        if not step._flops or not step.flops_known:
+            self.flops_known = False
+        for flops, times in step._flops:
+            self.add_flops(flops, times)
+
+    def work(self) -> Work:
+        """The sum so far; outside train, at least one occurrence."""
+        return Work(max(self.n_steps, 1), self.samples, self.tokens, self._sum() if self._flops and self.flops_known else None)
+
+    def _sum(self) -> FlopCount:
+        (flops, times), *others = self._flops
+        total = flops.scaled(times) if times > 1 else flops
+        for more, count in others:
+            total += more.scaled(count)
+        return total
+
+
+class _Open:
+    """A phase, step or record under way: where its current piece began, and what it has gathered."""
+
+    __slots__ = ("flags", "phase", "pieces", "since", "tally")
+
+    def __init__(self, phase: Phase | None, since: Instant) -> None:
+        self.phase = phase
+        self.since = since
+        self.pieces: tuple[tuple[Instant, Instant], ...] = ()
+        self.tally = _Tally()
+        self.flags: set[str] = set()
 
     def cut(self, at: Instant) -> None:
         """Ends the current piece."""
@@ -111,51 +174,66 @@ class _Open:
             self.pieces = _joined(self.pieces, ((self.since, at),))
         self.since = at
 
+    def span(self, step: int, peak_memory_bytes: int | None) -> Span:
+        """What it has gathered, as a span."""
+        return Span(self.phase, max(step, 0), self.pieces, self.tally.work(), frozenset(self.flags), peak_memory_bytes)
+
 
 class StepBuilder:
     """Gathers steps and phases into spans. Every instant between ``begin`` and ``finish`` ends up in exactly one span."""
 
-    def __init__(self, begin: Instant, cadence: Cadence, first_step: int = 0) -> None:
+    def __init__(self, begin: Instant, cadence: Cadence, peak_memory: Callable[[], int | None] = lambda: None) -> None:
         self._cadence = cadence
+        self._peak_memory = peak_memory
         self._step = _Open(Phase.TRAIN, begin)  # the step under way
         self._record = _Open(Phase.TRAIN, begin)  # whole steps not yet made a record
         self._phases: list[_Open] = []
-        self._last_step = first_step - 1
+        self._last_step = -1
 
     @property
-    def last_step(self) -> int:
-        """The last step that ended; one less than the first where none has."""
-        return self._last_step
+    def in_phase(self) -> bool:
+        """Whether a phase is open."""
+        return bool(self._phases)
 
     def add_flops(self, flops: FlopCount | None, flags: tuple[str, ...] = ()) -> None:
         """FLOPs that ran since the last mark: they belong to the innermost phase, or to the step under way."""
         under_way = self._phases[-1] if self._phases else self._step
-        under_way.flags.update(flags)
-        if flops is not None:
-            under_way.flops = flops if under_way.flops is None else under_way.flops + flops
+        if flags:
+            under_way.flags.update(flags)
+        if flops is not None or Flag.FLOPS_UNKNOWN in flags:
+            under_way.tally.add_flops(flops)
 
-    def step(self, at: Instant, work: Work, flags: tuple[str, ...] = (), step: int | None = None) -> list[Span]:
+    def step(
+        self,
+        at: Instant,
+        *,
+        samples: int | None = None,
+        tokens: int | None = None,
+        flags: tuple[str, ...] = (),
+        step: int | None = None,
+    ) -> list[Span]:
         """A step ends; returns the spans that this completes. Inside a phase it only adds its work to the phase.
 
         A step during which FLOPs were counted is not typical, and gets a record of its own.
         """
-        under_way = self._phases[-1] if self._phases else self._step
-        work = Work(work.n_steps, work.samples, work.tokens, under_way.flops)
-        under_way.flags.update(flags)
-        under_way.flops = None
         if self._phases:
-            under_way.work += work
+            self._phases[-1].tally.count(samples, tokens)
+            self._phases[-1].flags.update(flags)
             return []
+        under_way = self._step
+        if flags:
+            under_way.flags.update(flags)
         alone = Flag.COUNTED in under_way.flags
         spans = self.flush() if alone else []
         self._last_step = self._last_step + 1 if step is None else step
-        self._step.cut(at)
+        under_way.cut(at)
         record = self._record
-        record.pieces = _joined(record.pieces, self._step.pieces)
-        record.work += work
-        record.flags |= self._step.flags
+        record.pieces = _joined(record.pieces, under_way.pieces)
+        record.tally.count(samples, tokens)
+        record.tally.add_all(under_way.tally)
+        record.flags |= under_way.flags
         self._step = _Open(Phase.TRAIN, at)
-        if alone or record.work.n_steps >= self._cadence.n_steps:
+        if alone or self._cadence.due(record.tally.n_steps, self._last_step):
             spans += self.flush()
         return spans
 
@@ -176,19 +254,16 @@ class StepBuilder:
         closed = self._phases.pop()
         closed.cut(at)
         (self._phases[-1] if self._phases else self._step).since = at
-        if not closed.pieces:
-            return []
-        work = closed.work if closed.work.n_steps else Work(1, flops=closed.flops)
-        return [Span(closed.phase, max(self._last_step, 0), closed.pieces, work, frozenset(closed.flags))]
+        return [closed.span(self._last_step, self._peak_memory())] if closed.pieces else []
 
     def flush(self) -> list[Span]:
         """Makes a record of the whole steps gathered so far, if any."""
         record = self._record
-        if not record.work.n_steps or not record.pieces:  # steps that took no time wait for one that did
+        if not record.tally.n_steps or not record.pieces:  # steps that took no time wait for one that did
             return []
         self._record = _Open(Phase.TRAIN, record.since)
-        span = Span(Phase.TRAIN, self._last_step, record.pieces, record.work, frozenset(record.flags))
-        self._cadence.made(record.work.n_steps, span.duration_s)
+        span = record.span(self._last_step, self._peak_memory())
+        self._cadence.made(record.tally.n_steps, span.duration_s)
         return [span]
 
     def finish(self, at: Instant) -> list[Span]:
@@ -198,7 +273,7 @@ class StepBuilder:
             spans += self.close_phase(at)
         spans += self.flush()
         self._step.cut(at)
+        self._step.phase = Phase.OTHER
         if self._step.pieces:
-            spans.append(Span(Phase.OTHER, max(self._last_step, 0), self._step.pieces, Work(1, flops=self._step.flops)))
-            self._step.pieces = ()
+            spans.append(self._step.span(self._last_step, self._peak_memory()))
         return spans

@@ -20,7 +20,7 @@ import green_torch
 from green_torch.clock import DeviceMarker, HostClock, HostMarker
 from green_torch.errors import ArgumentError, GreenTorchWarning, UsageError
 from green_torch.recorder import PATIENCE_S, TICK_S, Baseline, Recorder
-from green_torch.records import DevicePeak, Embodied, Flag, FlopCount, Instant, Manifest, Phase, RunSummary, RunTotals, Work
+from green_torch.records import DevicePeak, Embodied, Flag, FlopCount, Instant, Manifest, Phase, RunSummary, RunTotals
 from green_torch.sampler import Sampler
 from green_torch.steps import Cadence, StepBuilder
 from green_torch.units import s_to_ns
@@ -114,14 +114,16 @@ class Tracker:
         self._halts: list[Callable[[], None]] = []
         self._summary: RunSummary | None = None
         self._device: torch.device | None = None
+        self._dtype: str | None = None
         self._peaks: dict[str, DevicePeak] = {}
+        self._given: FlopCount | None = None
         self._flops_per_step = _positive("flops_per_step", flops_per_step)
         self._peak_flop_per_s = _positive("peak_flop_per_s", peak_flop_per_s)
         self._attention = _one_of("attention_flops", attention_flops, ("full", "causal"))
         self._cadence = Cadence(_cadence(log_every_n_steps))
         poll_interval_s = _positive("poll_interval_s", poll_interval_s) or POLL_INTERVAL_S
         self._log_dir = _directory(log_dir if log_dir is not None or writer is None else writer.log_dir) if enabled else None
-        self._rank, self._world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self._rank, self._world_size = _place()
         self._user_sinks = list(sinks or ())
         manifest = Manifest(
             run_id=uuid.uuid4().hex[:12],
@@ -178,6 +180,11 @@ class Tracker:
     def log_dir(self) -> Path | None:
         """The run's directory, if it has one."""
         return self._log_dir
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is measured."""
+        return self._enabled
 
     @property
     def manifest(self) -> Manifest:
@@ -243,13 +250,15 @@ class Tracker:
                 raise UsageError("step() outside the context: write `with green_torch.track(...) as tracker:` around the loop")
             self._warnings("step() after the run has ended is ignored")
             return
-        if flops is not None or self._flops_per_step is not None:
-            builder.add_flops(self._given_flops(self._flops_per_step if flops is None else flops))
+        if flops is None and not builder.in_phase:  # a step of evaluation is no training step
+            flops = self._flops_per_step
+        if flops is not None:
+            builder.add_flops(self._given_flops(flops))
         else:
             self._take_flops(builder)
         n_tokens, n_samples = self._count("tokens", tokens), self._count("samples", samples)
         flags = () if n_tokens == tokens and n_samples == samples else (Flag.BAD_COUNT,)
-        self._put(builder.step(self._mark(), Work(1, n_samples, n_tokens), flags, step))
+        self._put(builder.step(self._mark(), samples=n_samples, tokens=n_tokens, flags=flags, step=step))
 
     @contextmanager
     def phase(self, name: Phase | str) -> Iterator[None]:
@@ -273,9 +282,7 @@ class Tracker:
         if self._builder is None:
             yield
             return
-        if self._flops is None:
-            self._flops = self._step_flops(None)
-        with self._flops.counting():
+        with self.counter.counting():
             yield
 
     def flush(self, timeout_s: float = PATIENCE_S) -> None:
@@ -286,6 +293,33 @@ class Tracker:
         self._settle(timeout_s)
         self._sampler.read_now()
         self._recorder.drain(timeout_s)
+
+    def warn(self, text: str) -> None:
+        """Says once what is missing or uncertain, and keeps it for the summary; for adapters. Never raises."""
+        self._warnings(text)
+
+    def adopt(self, model: torch.nn.Module, *, planned_steps: int | None = None, dtype: str | None = None) -> None:
+        """Tells late what is trained, for a trainer that builds and moves it after the run began.
+
+        Args:
+            model: the model, on its device. Its calls are not watched: count with :attr:`counter` or :meth:`count`.
+            planned_steps: steps of the whole run, where the user gave none.
+            dtype: what its matmuls compute in ("bfloat16"), where that is not its parameters' dtype.
+        """
+        if not self._enabled:
+            return
+        self._model = model
+        self._dtype = dtype
+        known = self._recorder.manifest
+        planned = known.planned_steps if known.planned_steps is not None else planned_steps
+        self._recorder.restate(replace(known, planned_steps=planned, **_described(model)))
+
+    @property
+    def counter(self) -> StepFlops:
+        """Counts FLOPs live, for a trainer whose hooks stand at both ends of a step."""
+        if self._flops is None:
+            self._flops = self._step_flops(self._model)
+        return self._flops
 
     def summary(self) -> RunSummary:
         """The run as far as it is resolved; complete once the context is left."""
@@ -310,7 +344,7 @@ class Tracker:
             self._flops = self._step_flops(self._model)
             self._flops.attach()
         self._recorder.open(sinks)
-        self._builder = StepBuilder(self._mark(), self._cadence)
+        self._builder = StepBuilder(self._mark(), self._cadence, lambda: _peak_memory_bytes(self._model))
         self._halts.append(clock.every(TICK_S, self._recorder.tick, "recorder"))
 
     def _close(self, status: str) -> None:
@@ -374,13 +408,15 @@ class Tracker:
         return self._marker.mark()
 
     def _put(self, spans: list[Span]) -> None:
-        for span in spans:
-            self._waiting.append(replace(span, peak_memory_bytes=_peak_memory_bytes(self._model)))
+        self._waiting.extend(spans)
         while self._waiting and self._forward(self._waiting[0]):
             self._waiting.popleft()
 
     def _forward(self, span: Span) -> bool:
         """Hands a span on once the device has passed all its boundaries."""
+        if isinstance(self._marker, HostMarker):
+            self._recorder.put(span)
+            return True
         pieces = []
         for start, end in span.pieces:
             begun, ended = self._marker.resolve(start), self._marker.resolve(end)
@@ -412,10 +448,14 @@ class Tracker:
         return None
 
     def _given_flops(self, flops: float | None) -> FlopCount | None:
+        if self._given is not None and self._given.model_flops == flops:
+            return self._given
         if flops is None or not math.isfinite(flops) or flops <= 0:
             self._warnings(f"flops={flops!r} is no positive number: left out")
             return None
-        return FlopCount(flops, flops, flops_by_dtype={f"mm/{_dtype_name(self._model)}": flops})
+        self._given = FlopCount(flops, flops, flops_by_dtype={f"mm/{self._dtype or _dtype_name(self._model)}": flops})
+        self._learn_peaks(self._given)
+        return self._given
 
     def _step_flops(self, model: torch.nn.Module | None) -> StepFlops:
         from green_torch.flops import StepFlops  # torch is loaded only where there is a model
@@ -484,6 +524,14 @@ class _Warnings:
             warnings.warn(text, GreenTorchWarning, stacklevel=4)
         except GreenTorchWarning:
             logging.getLogger("green_torch").warning(text)
+
+
+def _place() -> tuple[int, int]:
+    """Rank and world size: of the process group where there is one (Lightning's launcher sets no RANK), else of the environment."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _positive(name: str, value: float | None) -> float | None:
@@ -642,9 +690,17 @@ def _described(model: torch.nn.Module | None) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "model": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": _size(model),
         "device": name,
     }
+
+
+def _size(model: torch.nn.Module) -> int | None:
+    """Its parameters; ``None`` while some have no shape yet."""
+    from torch.nn.parameter import is_lazy
+
+    parameters = list(model.parameters())
+    return None if any(is_lazy(one) for one in parameters) else sum(one.numel() for one in parameters)
 
 
 def _peak_memory_bytes(model: torch.nn.Module | None) -> int | None:

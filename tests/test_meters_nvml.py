@@ -608,6 +608,15 @@ def test_shared_inside_a_container(monkeypatch, pids, shared):
         assert meter.domains[0].shared is shared
 
 
+def test_shared_outside_a_container(monkeypatch):
+    """Where the driver's pids are ours, a lone foreign process is another's, CUDA up or not."""
+    monkeypatch.setattr(nvml, "FIRST_PID_NAMESPACE", str(Path("/proc/self/ns/pid").readlink()))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with simulated(Gpu(pids=(OTHER_PID,))) as sim, _meter(sim) as meter:
+        assert meter.domains[0].shared
+
+
 def test_conditions():
     """Temperature, SM clock and the reasons that hold it back; what is not told is None."""
     throttle = pynvml.nvmlClocksThrottleReasonSwPowerCap | pynvml.nvmlClocksThrottleReasonGpuIdle

@@ -31,7 +31,7 @@ def test_the_pieces_tile_the_run(events, every):
     for kind, gap in events:
         now += gap
         if kind == "step":
-            spans += builder.step(at(now), Work(1, tokens=7))
+            spans += builder.step(at(now), tokens=7)
             steps += depth == 0
             in_phase += depth > 0
         elif kind == "close" and depth:
@@ -47,7 +47,7 @@ def test_the_pieces_tile_the_run(events, every):
     assert pieces[-1][1] == now * MS
     assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
     train = [span for span in spans if span.phase is Phase.TRAIN]
-    lost = builder._record.work.n_steps  # steps that took no time at all, with nothing after them
+    lost = builder._record.tally.n_steps  # steps that took no time at all, with nothing after them
     assert sum(span.work.n_steps for span in train) + lost == steps
     assert sum(span.work.tokens for span in train) + 7 * lost == 7 * steps
 
@@ -57,7 +57,7 @@ def test_a_phase_in_the_middle_of_a_step_is_cut_out():
     builder = StepBuilder(at(0), Cadence(1))
     builder.open_phase(at(40), Phase.EVAL)
     (evaluation,) = builder.close_phase(at(70))
-    (step,) = builder.step(at(100), Work(1))
+    (step,) = builder.step(at(100))
     assert evaluation.duration_s == pytest.approx(0.03)
     assert step.duration_s == pytest.approx(0.07)
     assert Flag.SPLIT in step.flags
@@ -66,10 +66,10 @@ def test_a_phase_in_the_middle_of_a_step_is_cut_out():
 def test_a_phase_between_steps_splits_nothing():
     """A phase opened right after a step's end leaves the next step whole."""
     builder = StepBuilder(at(0), Cadence(1))
-    builder.step(at(10), Work(1))
+    builder.step(at(10))
     builder.open_phase(at(10.2), Phase.SAVE)
     builder.close_phase(at(30))
-    (step,) = builder.step(at(40), Work(1))
+    (step,) = builder.step(at(40))
     assert Flag.SPLIT not in step.flags
 
 
@@ -87,7 +87,7 @@ def test_nested_phases_are_cut_out_of_each_other():
 def test_what_follows_the_last_step_is_other():
     """An unfinished step becomes no step."""
     builder = StepBuilder(at(0), Cadence(1))
-    builder.step(at(10), Work(1))
+    builder.step(at(10))
     (rest,) = builder.finish(at(25))
     assert rest.phase is Phase.OTHER
     assert rest.duration_s == pytest.approx(0.015)
@@ -96,10 +96,10 @@ def test_what_follows_the_last_step_is_other():
 def test_a_counted_step_stands_alone():
     """The step during which FLOPs were counted shares its record with no other."""
     builder = StepBuilder(at(0), Cadence(10))
-    builder.step(at(1), Work(1))
-    builder.step(at(2), Work(1))
+    builder.step(at(1))
+    builder.step(at(2))
     builder.add_flops(FlopCount(6.0, 6.0), (Flag.COUNTED,))
-    before, counted = builder.step(at(9), Work(1))
+    before, counted = builder.step(at(9))
     assert (before.work.n_steps, counted.work.n_steps) == (2, 1)
     assert Flag.COUNTED in counted.flags
     assert counted.work.flops == FlopCount(6.0, 6.0)
@@ -113,7 +113,7 @@ def test_flops_of_a_phase_stay_in_it():
     builder.add_flops(FlopCount(100.0, 100.0))
     (evaluation,) = builder.close_phase(at(8))
     builder.add_flops(FlopCount(2.0, 2.0))
-    (step,) = builder.step(at(10), Work(1))
+    (step,) = builder.step(at(10))
     assert evaluation.work.flops == FlopCount(100.0, 100.0)
     assert step.work.flops == FlopCount(3.0, 3.0)
 
@@ -145,8 +145,8 @@ def test_auto_leaves_a_few_thousand_records(step_s):
 def test_merged_spans_keep_every_joule_and_step():
     """Two neighbours merged cover the same time and work."""
     builder = StepBuilder(at(0), Cadence(1))
-    (a,) = builder.step(at(10), Work(1, tokens=3))
-    (b,) = builder.step(at(25), Work(1, tokens=4))
+    (a,) = builder.step(at(10), tokens=3)
+    (b,) = builder.step(at(25), tokens=4)
     both = a.merged(b)
     assert both.duration_s == pytest.approx(0.025)
     assert (both.work.n_steps, both.work.tokens, both.step) == (2, 7, 1)

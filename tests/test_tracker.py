@@ -50,7 +50,9 @@ def test_energy_of_a_step_is_the_joules_that_passed():
         assert record.power_w == pytest.approx(300.0, rel=0.02)
         assert record.emissions_g == pytest.approx(record.energy_j / 3.6e6 * 100.0)
     assert [record.step for record in run.train] == list(range(20))
-    assert run.sink.summary.energy_per_token_j == pytest.approx((20 * 60.0 + 30.0) / (20 * 64), rel=0.02)  # the first began 0.1 s early
+    assert run.sink.summary.energy_per_token_j == pytest.approx(
+        (20 * 60.0 + 30.0) / (20 * 64), rel=0.02
+    )  # the first began 0.1 s early
     assert run.sink.summary.status == "completed"
     assert run.sink.summary.resolved_through == 19
 
@@ -454,6 +456,14 @@ def test_mfu_of_a_counted_model():
     assert run.train[0].flagged(Flag.COUNTED)
     assert run.sink.summary.n_steps_excluded == 1
     assert run.sink.manifest.peaks[0].basis == "user"
+
+
+def test_more_than_the_peak_warns_and_is_not_clamped():
+    """MFU above 1 names its likely cause and stands as it came out."""
+    run = Run(flops_per_step=1e9, peak_flop_per_s=1e9)
+    with pytest.warns(GreenTorchWarning, match="the peak is too low"), run.tracker:
+        run.steps(4, 0.5)
+    assert run.train[2].mfu == pytest.approx(2.0)
 
 
 def test_given_flops_win():

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import green_torch
 from green_torch.cli.console import HOW_KNOWN
-from green_torch.errors import ArgumentError
 from green_torch.intensity import pue_for, resolve
 from green_torch.meters import discover
 from green_torch.peaks import known_devices, peak_flops
@@ -28,7 +28,7 @@ from green_torch.records import DevicePeak, Domain, IntensityPoint, Method
 from green_torch.units import NS_PER_S, ns_to_s, si
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -119,7 +119,7 @@ def examine(region: str | None = None) -> Report:
     metered = [one for meter, first in zip(found.meters, before, strict=True) for one in _metered(meter, first, missing)]
     for meter in found.meters:
         meter.close()
-    missing += [f"{one.name}: {one.mend}" for one in integrations if one.version is not None and not one.ok]
+    missing += [f"{one.name}: {one.mend}" for one in integrations if one.version is not None and "pip" in one.mend]
     return Report(
         schema=SCHEMA,
         version=green_torch.__version__,
@@ -217,7 +217,11 @@ def _devices(
         yield from (Device(name, None, "seen by the driver, not by torch") for name in gpus)
         missing.append(
             f"torch {torch.__version__} can't use {', '.join(gpus)}: it is built "
-            + (f"for CUDA {torch.version.cuda}, which this driver may be too old for: type nvidia-smi" if torch.version.cuda else "without CUDA: see https://pytorch.org/get-started for the line to type")
+            + (
+                f"for CUDA {torch.version.cuda}, which this driver may be too old for: type nvidia-smi"
+                if torch.version.cuda
+                else "without CUDA: see https://pytorch.org/get-started for the line to type"
+            )
         )
     if torch.backends.mps.is_available():
         yield Device("Apple GPU", "mps", "")
@@ -227,7 +231,9 @@ def _devices(
 def _integration(name: str, module: str, gives: str) -> Integration:
     needed = _floors().get(name)
     if find_spec(module) is None:
-        return Integration(name, gives, _version(name), needed, ok=False, mend=f"not part of green_torch {green_torch.__version__}")
+        return Integration(
+            name, gives, _version(name), needed, ok=False, mend=f"not part of green_torch {green_torch.__version__}"
+        )
     version = _version(name)
     wanted = f"{name}>={needed}" if needed else name
     if version is None:
@@ -255,3 +261,80 @@ def _version(name: str) -> str | None:
 def _numbers(version: str) -> tuple[int, ...]:
     """The release's leading numbers: "2.13.0+cpu" -> (2, 13, 0)."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the report."""
+    torch = f"torch {report.torch}" if report.torch else "no torch"
+    cuda = f", CUDA {report.cuda}" if report.cuda else ", no CUDA" if report.torch else ""
+    console.print(
+        f"[bold]green_torch {report.version}[/] on Python {report.python}, {escape(torch)}{cuda}, {escape(report.platform)}"
+    )
+    _print(console, "Devices", ("torch", "device", ""), ((one.torch_name or "–", one.name, one.note) for one in report.devices))
+    _print(
+        console,
+        "Meters: how each joule will be known",
+        ("domain", "known as", "now", "bounds", "from"),
+        (
+            (
+                one.domain.name,
+                f"{one.domain.method}: {HOW_KNOWN[one.domain.method]}",
+                si(one.power_w, "W"),
+                _bounds(one.domain),
+                f"{one.domain.source}{' (shared with other processes)' if one.domain.shared else ''}",
+            )
+            for one in report.meters
+        ),
+        "none: steps will be timed, and no joule known",
+    )
+    _print(
+        console,
+        "Peaks, dense: what MFU is measured against",
+        ("device", "dtype", "peak", "basis", "source"),
+        ((peak.device, peak.dtype, si(peak.flop_per_s, "FLOP/s"), peak.basis, peak.source) for peak in report.peaks),
+        "none known: no MFU without peak_flop_per_s=",
+    )
+    grid = report.grid
+    kind = f"{grid.basis}, {'average' if grid.average else 'marginal'}" + (f", {grid.year}" if grid.year else "")
+    _print(
+        console,
+        "Grid",
+        ("region", "intensity", "basis", "source"),
+        [(grid.region, f"{grid.g_per_kwh:.4g} gCO2e/kWh", kind, grid.source)],
+    )
+    console.print(Text(f"PUE {report.pue:g}: {report.pue_source}", style="dim"))
+    _print(
+        console,
+        "Integrations",
+        ("package", "version", "needed", "for", ""),
+        (
+            (one.name, one.version or "–", f"≥ {one.needed}" if one.needed else "any", one.gives, "ok" if one.ok else one.mend)
+            for one in report.integrations
+        ),
+    )
+    console.print()
+    if not report.missing:
+        console.print("[bold green]Nothing is missing.[/]")
+        return
+    console.print("[bold]Missing, why, and what mends it[/]")
+    for text in report.missing:
+        console.print(Text(f"• {text}"), soft_wrap=True)
+
+
+def _bounds(domain: Domain) -> str:
+    """What bounds a step's joules."""
+    if domain.method is not Method.COUNTER:
+        return "none"
+    return f"0 to 1.5 × {domain.power_limit_w:.0f} W" if domain.power_limit_w else "no limit known"
+
+
+def _print(console: Console, title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], empty: str = "none") -> None:
+    """One titled table, or what its absence means."""
+    console.print()
+    console.print(Text(title, style="bold"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table if table.row_count else Text(f"  {empty}"))

@@ -2,5 +2,6 @@
 
 from green_torch.flops.counter import COUNTS_COMPILED, LiveCounter
 from green_torch.flops.once import count_flops
+from green_torch.flops.watch import StepFlops, StepWork
 
-__all__ = ["COUNTS_COMPILED", "LiveCounter", "count_flops"]
+__all__ = ["COUNTS_COMPILED", "LiveCounter", "StepFlops", "StepWork", "count_flops"]

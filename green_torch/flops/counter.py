@@ -1,10 +1,11 @@
 """Counts the FLOPs of whatever runs inside a ``with`` block, operation by operation, while it runs."""
 
+# mypy: disable-error-code="no-untyped-call"
+# (torch's own classes carry no types)
+
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch.utils import _python_dispatch as dispatch
@@ -14,6 +15,10 @@ from green_torch.errors import ArgumentError
 from green_torch.flops.formulas import Cost, Formula, attention, computes, formula_of
 from green_torch.flops.stack import Role, reason
 from green_torch.records import FlopCount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
 
 Attention = Literal["full", "causal"]
 
@@ -106,9 +111,7 @@ class LiveCounter:
         self._mode.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         mode, self._mode = self._mode, None
         if mode is not None:
             mode.retire()
@@ -158,7 +161,7 @@ class CountingMode(TorchDispatchMode):
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):  # noqa: SLF001 - no public name for it
             return self._higher_order(func, args, kwargs)
-        if any(issubclass(kind, torch.Tensor) and "__torch_dispatch__" in _methods(kind) for kind in types):
+        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):  # type: ignore[attr-defined]  # tensors
             return NotImplemented  # DTensor, nested and quantized tensors break up first: their parts are what runs here
         if torch.is_inference_mode_enabled() and formula_of(_name(func)) is None:  # composites arrive whole: break them up
             with self:
@@ -175,14 +178,13 @@ class CountingMode(TorchDispatchMode):
         """FlexAttention counts in full, whatever its mask; other operators on functions are named as uncounted."""
         name = str(func)
         out = func(*args, **kwargs)
+        if name not in {"flex_attention", "flex_attention_backward"}:
+            self._tally.uncounted.add(f"higher_order::{name}")
+            return out
         try:
-            if name not in {"flex_attention", "flex_attention_backward"}:
-                raise NotImplementedError
-            query, key, value = args[:3]
-            cost = attention(
-                query.shape, key.shape, value.shape, backward=name == "flex_attention_backward", fused=True, halved=False
-            )
-            self._tally.add("mm", query.dtype, cost)
+            shapes = [tensor.shape for tensor in args[:3]]
+            cost = attention(*shapes, backward=name == "flex_attention_backward", fused=True, halved=False)
+            self._tally.add("mm", args[0].dtype, cost)
         except Exception:
             self._tally.uncounted.add(f"higher_order::{name}")
         return out
@@ -221,10 +223,6 @@ def _stack() -> list[Any] | None:
         return None
 
 
-def _methods(kind: type) -> set[str]:
-    return {name for base in kind.__mro__ if base not in torch.Tensor.__mro__ and base is not torch.nn.Parameter for name in base.__dict__}
-
-
 def _name(func: Any) -> str:
     return str(func._schema.name)  # noqa: SLF001 - the only place where an operation keeps its name and arguments
 
@@ -234,7 +232,7 @@ def _look_up(func: Any) -> tuple[str, Formula] | None:
     own = formula_of(_name(func))
     if own is not None:
         return own
-    from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 - warns about triton at import on some machines
+    from torch.utils.flop_counter import flop_registry  # here, since it complains on GPU machines without triton
 
     theirs = flop_registry.get(func.overloadpacket)
     if theirs is None:

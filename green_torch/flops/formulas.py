@@ -153,7 +153,9 @@ def _packed_attention(*, backward: bool) -> Formula:
         elif starts_q.device.type == "meta":
             raise NotImplementedError("lengths unknown")
         else:
-            lengths = list(zip(starts_q.diff().tolist(), (starts_q if starts_k is None else starts_k).diff().tolist(), strict=True))
+            lengths = list(
+                zip(starts_q.diff().tolist(), (starts_q if starts_k is None else starts_k).diff().tolist(), strict=True)
+            )
             batch = 1
         total = Cost(0, 0)
         for length_q, length_k in lengths:
@@ -273,7 +275,9 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
         *("thnn_conv2d", "_slow_conv2d_forward", "slow_conv3d", "slow_conv3d_forward", "_conv_depthwise2d", "conv_depthwise3d"),
         *("slow_conv_dilated2d", "slow_conv_dilated3d", "mkldnn::_convolution_pointwise", "mkldnn::_convolution_pointwise_"),
     ),
-    **_named("conv", _convolution(transposed=True), "cudnn_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d"),
+    **_named(
+        "conv", _convolution(transposed=True), "cudnn_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d"
+    ),
     **_named("conv", _convolution_backward, "convolution_backward", "convolution_backward_overrideable"),
     **_named(
         "mm",
@@ -305,9 +309,8 @@ _COMPUTES = re.compile(
     r"|check)|[cp]dist|_fft_|(?<!re)solve|cholesky|svd|(^|_)qr|ormqr|orgqr|geqrf|householder|^inverse|matrix_exp|linear_combination"
 )
 _DOES_NOT = re.compile(r"rnn_flatten|_(fused|differentiable)_(lstm|gru)_cell|prepack$|quantize_weight|reorder")
-_PLUMBING = frozenset(
-    "prim prims prims_impl debugprims rngprims c10d c10d_functional _c10d_functional _c10d_functional_autograd _dtensor fsdp symm_mem "
-    "inductor profiler quantized_decomposed streams record_function export higher_order bucketing_utils".split()
+_PLUMBING = re.compile(
+    r"prims?(_impl)?|debugprims|rngprims|c10d|_?c10d_functional(_autograd)?|_dtensor|fsdp|symm_mem|inductor|profiler|streams|record_function"
 )
 
 
@@ -320,5 +323,5 @@ def computes(name: str) -> bool:
     """Whether an operation without a formula does more than element-wise work, by its name; foreign operations may do anything."""
     namespace, _, op = name.partition("::")
     if namespace != "aten":
-        return namespace not in _PLUMBING
+        return _PLUMBING.fullmatch(namespace) is None
     return _COMPUTES.search(op) is not None and _DOES_NOT.search(op) is None

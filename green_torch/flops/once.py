@@ -1,21 +1,31 @@
 """Counts one training step of a model on a copy of it, without computing where the copy can live on ``meta``."""
 
+# mypy: disable-error-code="no-untyped-call"
+# (torch's own functions carry no types)
+
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch as dispatch
+from torch.utils._pytree import tree_map_only
 
 from green_torch.errors import ArgumentError, CountingError
 from green_torch.flops.counter import Attention, CountingMode, Tally
 from green_torch.flops.formulas import attention as attention_cost
 from green_torch.flops.replica import converted, replicate, tensors_in, to_clone, to_meta, unwrap
-from green_torch.records import FlopCount
+from green_torch.flops.stack import in_backward
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from green_torch.records import FlopCount
 
 
 def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **kwargs: Any) -> FlopCount:
@@ -68,16 +78,17 @@ def on_meta(
 
     ``device`` is the kind on which it really runs, whose ``autocast`` dtype it runs under. Raises whatever the model raises on meta.
     """
-    stand_in = _StandIn(device, autocast)
+    stand_in = _StandIn(device)
     tally = Tally(attention, stand_in.dtype)
     fused = fused and _fused_allowed()
     with ExitStack() as stack:
-        for context in (_no_modes(), _eagerly(), _same_randomness(), torch.set_grad_enabled(backward)):
+        for context in (hidden(), _eagerly(), _same_randomness(), torch.set_grad_enabled(backward)):
             stack.enter_context(context)
         if device != "meta":
             stack.enter_context(torch.autocast(device, autocast, enabled=autocast is not None))
         replica = replicate(model, to_meta)
         inputs, named = converted((args, kwargs), to_meta)
+        stack.enter_context(stand_in)
         stack.enter_context(CountingMode(tally, stand_in.adapt))
         if fused or tally.causal:
             stack.enter_context(_attention_on_meta(tally, fused=fused))
@@ -101,7 +112,7 @@ def _train(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     output = model(*args, **kwargs)
     loss = _loss(output)
     if loss is not None:
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward()
 
 
 def _loss(output: Any) -> torch.Tensor | None:
@@ -117,35 +128,45 @@ def _explain(model: nn.Module, error: Exception, remedy: str) -> str:
     return f"The FLOPs of {type(unwrap(model)).__name__} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
 
 
-class _StandIn:
-    """Lets a model think that its meta tensors are on its own device."""
+class _StandIn(TorchFunctionMode):
+    """Lets a model think that its meta tensors are on its own device, and remembers what autocast would have made of them.
 
-    def __init__(self, device: str, autocast: torch.dtype | None) -> None:
+    Autocast doesn't cast meta tensors, and its state can't be read from inside an operation: it is read at each call of torch.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
         self._device = device
-        self._autocast = autocast
+        self._autocast: torch.dtype | None = None
+        self._autocast_seen: torch.dtype | None = None
 
-    def adapt(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Moves what the model makes on its device, and whatever meets a meta tensor, to meta."""
-        device = kwargs.get("device")
-        if device is not None and torch.device(device).type != "cpu":
-            kwargs = {**kwargs, "device": torch.device("meta")}
-        tensors = list(tensors_in((args, kwargs), 3))
-        if any(t.is_meta for t in tensors) and not all(t.is_meta for t in tensors):
-            args, kwargs = torch.utils._pytree.tree_map_only(  # noqa: SLF001 - torch's only tree
-                torch.Tensor, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"), (args, kwargs)
-            )
-            if device is not None:  # a copy to the CPU of what has no values
-                kwargs = {**kwargs, "device": torch.device("meta")}
-        elif device is not None and tensors and all(t.is_meta for t in tensors):
-            kwargs = {**kwargs, "device": torch.device("meta")}
-        return args, kwargs
+    def __torch_function__(
+        self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not in_backward():
+            self._autocast = autocast_dtype(self._device)
+            self._autocast_seen = self._autocast or self._autocast_seen
+        return func(*args, **(kwargs or {}))
 
     def dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Autocast doesn't reach meta tensors: says what it would have cast to, in the backward of what ran under it too."""
-        if dtype is not torch.float32 or self._autocast is None:
-            return dtype
-        in_backward = not torch.is_grad_enabled()
-        return self._autocast if in_backward or torch.is_autocast_enabled(self._device) else dtype
+        """What a product of this dtype runs in; a backward runs in what its forward ran in."""
+        cast = self._autocast_seen if in_backward() else self._autocast
+        return cast if cast is not None and dtype is torch.float32 else dtype
+
+    @staticmethod
+    def adapt(_func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Moves to meta what the model makes on its device, and whatever meets a meta tensor."""
+        device = kwargs.get("device")
+        flat = [*args, *kwargs.values()]
+        tensors = [
+            t for item in flat for t in (item if type(item) in {list, tuple} else (item,)) if isinstance(t, torch.Tensor)
+        ]
+        on_meta = any(t.is_meta for t in tensors)
+        if device is not None and (on_meta or torch.device(device).type != "cpu"):
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        if on_meta and not all(t.is_meta for t in tensors):
+            args, kwargs = tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
+        return args, kwargs
 
 
 @contextmanager
@@ -155,10 +176,12 @@ def _attention_on_meta(tally: Tally, *, fused: bool) -> Iterator[None]:
     Registers a kernel for the time being; tensors with values, of other threads say, don't reach it.
     """
 
-    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-               dropout_p: float = 0.0, is_causal: bool = False, **_rest: Any) -> Any:
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        mask, is_causal = (
+            rest[index] if len(rest) > index else named.get(name) for index, name in ((0, "attn_mask"), (2, "is_causal"))
+        )
         tally.estimated = tally.estimated or fused
-        return _Attention.apply(query, key, value, attn_mask, tally, fused, is_causal)
+        return _Attention.apply(query, key, value, mask, tally, fused, bool(is_causal))
 
     library = torch.library.Library("aten", "IMPL")
     try:
@@ -182,7 +205,8 @@ class _Attention(torch.autograd.Function):
         ctx.tensors = args[:4]
         ctx.rest = (tally, fused, is_causal)
         _Attention._enter(ctx, backward=False)
-        return query.new_empty((*batch, query.shape[-2], value.shape[-1]))
+        output: torch.Tensor = query.new_empty((*batch, query.shape[-2], value.shape[-1]))
+        return output
 
     @staticmethod
     def backward(ctx: Any, *_grads: Any) -> tuple[Any, ...]:
@@ -202,10 +226,10 @@ class _Attention(torch.autograd.Function):
 
 def _fused_allowed() -> bool:
     switches = torch.backends.cuda
-    return switches.flash_sdp_enabled() or switches.mem_efficient_sdp_enabled() or switches.cudnn_sdp_enabled()
+    return any((switches.flash_sdp_enabled(), switches.mem_efficient_sdp_enabled(), switches.cudnn_sdp_enabled()))
 
 
-def _no_modes() -> AbstractContextManager[object]:
+def hidden() -> AbstractContextManager[object]:
     """Hides our work from dispatch modes that are on; they are back afterwards, in order."""
     disable: Any = getattr(dispatch, "_disable_current_modes", nullcontext)
     return disable()  # type: ignore[no-any-return]  # private, hence untyped
@@ -219,9 +243,12 @@ def _eagerly() -> AbstractContextManager[object]:
 @contextmanager
 def _same_randomness() -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    state = random.getstate()
+    numpy = sys.modules.get("numpy")
+    state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(state)
+        if numpy:
+            numpy.random.set_state(numpy_state)

@@ -11,8 +11,13 @@ import sys
 from dataclasses import dataclass
 from enum import Enum
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.utils.checkpoint as checkpointing
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 class Role(Enum):
@@ -36,33 +41,41 @@ _CHECKPOINT = checkpointing.__file__
 _AUTOGRAD = torch.autograd.__file__
 _OPTIMIZER = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 _MODULE = torch.nn.Module._call_impl.__code__.co_filename  # noqa: SLF001 - only to know the frame when it is seen
+_UNPACKING = frozenset({"unpack_hook", "recompute_fn"})
+_COMPILED_CALLS = frozenset({"runtime_wrapper", "_runtime_wrapper", "call_func_at_runtime_with_args"})
 _graph_task = getattr(torch._C, "_current_graph_task_id", lambda: 0)  # noqa: SLF001 - 0: always look
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work: in a backward, replays included."""
+    return bool(_graph_task() != -1)
 
 
 def reason() -> Reason:
     """Why the running operation runs."""
-    in_backward = _graph_task() != -1
-    if torch.is_grad_enabled() and not in_backward:
+    backward = in_backward()
+    if torch.is_grad_enabled() and not backward:
         return _WORK
-    compiled = False
-    outer_call = False  # a module or closure between the operation and what is further out: not the optimizer's own work
-    inner = None
-    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the stack
+    compiled = called = False
+    inner: FrameType | None = None
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the stack
     while frame is not None:
-        code = frame.f_code
-        name = code.co_name
-        if name == "backward":
-            if code.co_qualname == "CheckpointFunction.backward" and not (inner and inner.f_code.co_filename == _AUTOGRAD):
-                return Reason(Role.REPLAY, compiled)
-        elif name in {"unpack_hook", "recompute_fn"}:
-            if code.co_filename == _CHECKPOINT:
-                return Reason(Role.REPLAY, compiled)
-        elif name == "wrapper":
-            if code.co_filename == _OPTIMIZER:
-                return Reason(Role.WORK if outer_call or in_backward else Role.OPTIMIZER, compiled)
-        elif name in {"_call_impl", "closure"}:
-            outer_call = outer_call or name == "closure" or code.co_filename == _MODULE
-        elif "torchinductor" in code.co_filename or name in {"runtime_wrapper", "_runtime_wrapper"}:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if _replays(frame, inner):
+            return Reason(Role.REPLAY, compiled)
+        if name == "wrapper" and file == _OPTIMIZER:
+            return Reason(Role.WORK if called or backward else Role.OPTIMIZER, compiled)
+        if name == "closure" or (name == "_call_impl" and file == _MODULE):
+            called = True  # by an optimizer that is further out, maybe: then it is the model's work, not the optimizer's
+        elif name in _COMPILED_CALLS or "torchinductor" in file:
             compiled = True
         inner, frame = frame, frame.f_back
     return Reason(Role.WORK, compiled)
+
+
+def _replays(frame: FrameType, inner: FrameType | None) -> bool:
+    """Whether this is checkpoint code at its replay; a reentrant one goes on to its own backward, which is work."""
+    code = frame.f_code
+    if code.co_name == "backward":
+        return code.co_qualname == "CheckpointFunction.backward" and not (inner and inner.f_code.co_filename == _AUTOGRAD)
+    return code.co_name in _UNPACKING and code.co_filename == _CHECKPOINT

@@ -237,8 +237,10 @@ class NvmlMeter:
             _library.release()
 
     def _find(self) -> Any:
-        self._generation = _library.generation
-        return pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        generation = _library.generation
+        handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        self._generation = generation  # only now: a handle that was not given is asked for again
+        return handle
 
     def _value(self) -> int:
         """The counter (mJ) or the power (mW)."""

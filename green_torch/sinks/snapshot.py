@@ -24,7 +24,7 @@ MAX_BYTES = 64_000
 MAX_BLOCKS = 200
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _DIGITS = 10  # of a block's sums; totals are carried in full
-_MAX_KEYS = {"versions": 16, "flags": 32}  # the objects whose keys are not ours
+_MAX_VERSIONS, _MAX_FLAGS = 16, 32
 _KEY_CHARS = 40
 _LIMITS = ((200, 64), (60, 32), (20, 16), (8, 8))  # characters of a string, items of a list; the first that fits
 
@@ -186,16 +186,17 @@ class SnapshotBuilder:
         if summary:
             for elsewhere in ("manifest", "totals", "flags"):
                 del summary[elsewhere]
-        totals = plain(self._totals)
+        manifest, totals = plain(self._manifest), plain(self._totals)
+        manifest["versions"] = dict(islice(manifest["versions"].items(), _MAX_VERSIONS))
         return {
             "schema": SCHEMA,
-            "manifest": plain(self._manifest),
+            "manifest": manifest,
             "status": self._summary.status if self._summary else "running",
             "last_step": self._last_step,
             "phases": totals.pop("phases"),
             "totals": totals,
-            "flags": dict(self._flags.most_common()),
-            "excluded": self._excluded and self._excluded._asdict(),
+            "flags": dict(self._flags.most_common(_MAX_FLAGS)),
+            "excluded": plain(self._excluded._asdict()) if self._excluded else None,
             "summary": summary,
         }
 
@@ -213,10 +214,7 @@ def _shortened(value: Any, chars: int, items: int) -> Any:
     if isinstance(value, list):
         return [_shortened(one, chars, items) for one in value[:items]]
     if isinstance(value, Mapping):
-        return {
-            key[:_KEY_CHARS]: _shortened(dict(islice(one.items(), _MAX_KEYS[key])) if key in _MAX_KEYS else one, chars, items)
-            for key, one in value.items()
-        }
+        return {key[:_KEY_CHARS]: _shortened(one, chars, items) for key, one in value.items()}
     return value
 
 
@@ -229,7 +227,7 @@ def _json(head: Mapping[str, Any], blocks: Sequence[_Block]) -> bytes:
 @lru_cache(maxsize=2 * MAX_BLOCKS)
 def _row(block: _Block) -> str:
     """A block's row. Kept, since all but the newest are the same in the next snapshot."""
-    return _ENCODE([_finite(float(f"{value:.{_DIGITS}g}")) if isinstance(value, float) else value for value in block])
+    return _ENCODE([plain(float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value) for value in block])
 
 
 def _finite(value: float | None) -> float | None:

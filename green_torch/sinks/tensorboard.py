@@ -108,10 +108,13 @@ class TensorBoardSink:
                     self._snapshot.manifest(item)
             case StepRecord():
                 self._place = item.step, item.time_unix_ns
-                event = self._new_event()
-                for tag, value in _scalars(item, detail=self._detail):
-                    if value is not None and math.isfinite(value):
-                        event.value.add(tag=tag, simple_value=value)
+                event = self._new_event(
+                    value=[
+                        {"tag": tag, "simple_value": value}
+                        for tag, value in _scalars(item, detail=self._detail)
+                        if value is not None and math.isfinite(value)
+                    ]
+                )
                 if self._snapshot is not None:
                     self._snapshot.add(item)
                     if self._cadence.due(item.end_ns):

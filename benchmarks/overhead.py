@@ -1,0 +1,214 @@
+"""What measuring costs the loop: ``tracker.step()`` beside codecarbon's tasks and Lightning's ThroughputMonitor, in one run.
+
+``python benchmarks/overhead.py`` (about two minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
+changing order; what is timed is the tool's own call on the training thread. Also: the time of ``import green_torch``, and what a
+run of a million steps adds to memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from report import table, write
+
+import green_torch
+from green_torch.testing import ScriptedClock, ScriptedMeter
+
+STEP_S = 0.005
+STEPS = 300
+ROUNDS = 4
+MILLION = 1_000_000
+
+Step = Callable[[], None]
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[Step]:
+    """An empty call: the floor of the method."""
+    yield lambda: None
+
+
+@contextlib.contextmanager
+def green(*, sinks: bool, model: torch.nn.Module | None = None) -> Iterator[Step]:
+    """Ours: with TensorBoard and JSONL, or with no sink at all; with a model, FLOPs of every step too."""
+    with tempfile.TemporaryDirectory() as folder:
+        with green_torch.track(model, log_dir=folder if sinks else None, intensity=100.0, log_every_n_steps=1) as tracker:
+            yield lambda: tracker.step(tokens=1024)
+
+
+@contextlib.contextmanager
+def green_auto() -> Iterator[Step]:
+    """Ours as it comes: records thin out by themselves."""
+    with tempfile.TemporaryDirectory() as folder, green_torch.track(log_dir=folder, intensity=100.0) as tracker:
+        yield lambda: tracker.step(tokens=1024)
+
+
+@contextlib.contextmanager
+def codecarbon_tasks() -> Iterator[Step]:
+    """Codecarbon's per-task measurement, as its documentation has it for parts of a run; offline."""
+    from codecarbon import OfflineEmissionsTracker
+
+    logging.disable(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        tracker = OfflineEmissionsTracker(
+            country_iso_code="FRA", output_dir=folder, save_to_file=False, allow_multiple_runs=True, log_level="critical"
+        )
+        count = 0
+        tracker.start_task("step 0")
+
+        def step() -> None:
+            nonlocal count
+            tracker.stop_task(f"step {count}")
+            count += 1
+            tracker.start_task(f"step {count}")
+
+        yield step
+        tracker.stop_task(f"step {count}")
+        tracker.stop()
+    logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def lightning_throughput() -> Iterator[Step]:
+    """Lightning Fabric's ThroughputMonitor, logging every step to TensorBoard; its FLOPs formula is given to it."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import TensorBoardLogger
+    from lightning.fabric.utilities.throughput import ThroughputMonitor
+
+    with tempfile.TemporaryDirectory() as folder:
+        fabric = Fabric(accelerator="cpu", devices=1, loggers=TensorBoardLogger(folder))
+        monitor = ThroughputMonitor(fabric, window_size=10)
+        started, count = time.perf_counter(), 0
+
+        def step() -> None:
+            nonlocal count
+            count += 1
+            monitor.update(
+                time=time.perf_counter() - started, batches=count, samples=count * 8, lengths=count * 1024, flops=int(1e9)
+            )
+            monitor.compute_and_log(step=count)
+
+        yield step
+
+
+def timed(tool: Callable[[], contextlib.AbstractContextManager[Step]], work: Step) -> list[float]:
+    """Seconds of the tool's call, after each of ``STEPS`` steps of 5 ms."""
+    costs = []
+    with tool() as step:
+        for _ in range(STEPS):
+            end = time.perf_counter() + STEP_S
+            while time.perf_counter() < end:
+                work()
+            before = time.perf_counter()
+            step()
+            costs.append(time.perf_counter() - before)
+    return costs[20:]  # the first records are one per step and open files
+
+
+def import_times(repeats: int = 7) -> dict[str, float]:
+    """Median seconds of a fresh interpreter with and without ``import green_torch``."""
+
+    def run(code: str) -> float:
+        before = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - before
+
+    bare, ours = [], []
+    for _ in range(repeats):
+        bare.append(run("pass"))
+        ours.append(run("import green_torch"))
+    return {"bare_s": statistics.median(bare), "green_torch_s": statistics.median(ours)}
+
+
+def million_steps() -> dict[str, float]:
+    """Growth of resident memory (bytes) over a million scripted steps of 5 ms, and their JSONL and event files."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock, {"gpu0": 300.0}, period_s=0.1)
+    with tempfile.TemporaryDirectory() as folder:
+        tracker = green_torch.track(clock=clock, meters=[meter], intensity=100.0, log_dir=folder, poll_interval_s=0.05)
+        with tracker:
+            for _ in range(10_000):
+                clock.advance(0.005)
+                tracker.step(tokens=1024)
+            before = resident()
+            for _ in range(MILLION - 10_000):
+                clock.advance(0.005)
+                tracker.step(tokens=1024)
+            grown = resident() - before
+        on_disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        steps = tracker.summary().totals.phase("train").n_steps
+    return {
+        "steps": steps,
+        "memory_growth_bytes": grown,
+        "on_disk_bytes": on_disk,
+        "peak_rss_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def main() -> None:
+    """Runs everything and writes ``results/<device>/overhead.*``."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    a = torch.randn(128, 128)
+    model = torch.nn.Linear(128, 128)
+
+    def work() -> None:
+        model(a)
+
+    tools = {
+        "an empty call": nothing,
+        "green_torch, sinks off": lambda: green(sinks=False),
+        "green_torch, TensorBoard + JSONL, a record per step": lambda: green(sinks=True),
+        "green_torch, TensorBoard + JSONL, FLOPs counted": lambda: green(sinks=True, model=model),
+        "green_torch, default (records thin out)": green_auto,
+        "codecarbon start_task/stop_task": codecarbon_tasks,
+        "Lightning ThroughputMonitor, TensorBoard": lightning_throughput,
+    }
+    costs: dict[str, list[float]] = {name: [] for name in tools}
+    for _ in range(ROUNDS):
+        for name in random.Random(0).sample(list(tools), len(tools)):
+            costs[name] += timed(tools[name], work)
+    rows = []
+    result = {}
+    for name, seconds in costs.items():
+        ordered = sorted(seconds)
+        median, p95, mean = statistics.median(ordered), ordered[int(0.95 * len(ordered))], statistics.fmean(ordered)
+        result[name] = {"median_us": median * 1e6, "p95_us": p95 * 1e6, "mean_us": mean * 1e6, "calls": len(ordered)}
+        rows.append([name, f"{median * 1e6:.1f}", f"{p95 * 1e6:.1f}", f"{mean * 1e6:.1f}", f"{mean / STEP_S:.2%}"])
+    imports = import_times()
+    memory = million_steps()
+    body = (
+        table(["per step of 5 ms", "median µs", "95th µs", "mean µs", "mean, share of the step"], rows)
+        + f"\n\n{len(next(iter(costs.values())))} calls each, {ROUNDS} rounds in changing order, on the training thread.\n\n"
+        + f"`import green_torch`: {(imports['green_torch_s'] - imports['bare_s']) * 1e3:.0f} ms on top of an empty interpreter "
+        + f"({imports['bare_s'] * 1e3:.0f} ms), medians of 7.\n\n"
+        + f"A run of {memory['steps']:,} steps (scripted clock, default cadence, TensorBoard and JSONL) grew memory by "
+        + f"{memory['memory_growth_bytes'] / 1e6:.1f} MB after its first 10,000 steps and wrote {memory['on_disk_bytes'] / 1e6:.1f} MB."
+    )
+    write(
+        "overhead",
+        "What measuring costs",
+        body,
+        {"step_s": STEP_S, "tools": result, "imports": imports, "million_steps": memory},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What every benchmark shares: a description of the machine, and its result written as JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """The machine, as its results name it. No host name, no user name."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "device": gpu or cpu_name(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {
+            name: _version(name) for name in ("torch", "lightning", "codecarbon", "tensorboard", "zeus", "nvidia-ml-py")
+        },
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as Linux prints it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", text)
+    return match.group(1).strip() if match else platform.machine()
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, *rows]]
+    lines.insert(1, "|" + "|".join("---" for _ in header) + "|")
+    return "\n".join(lines)
+
+
+def write(name: str, title: str, body: str, result: dict[str, Any]) -> None:
+    """Prints the Markdown, and writes it and the JSON under ``results/<device>/``."""
+    where = machine()
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{where['device']} {where['cores']} cores".lower()).strip("-")
+    folder = RESULTS / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = ", ".join(f"{key} {value}" for key, value in where["versions"].items() if value)
+    text = (
+        f"# {title}\n\n{where['device']}, {where['cores']} cores, {where['system']}, Python {where['python']}, {versions}; "
+        f"commit {where['commit']}, {where['date']}.\n\n{body}\n"
+    )
+    print(text)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps({"machine": where, **result}, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return done.stdout.strip() or "unknown"

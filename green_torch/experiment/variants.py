@@ -1,0 +1,112 @@
+"""What is asked: the variants of a training, their names, and the workload that they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from green_torch.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch  # noqa: TC004  (the parent process never loads torch)
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+SDPA_BACKENDS = ("math", "flash", "efficient", "cudnn")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to train; what is ``None`` is left as torch has it.
+
+    ``precision`` as Lightning spells it (:data:`PRECISIONS`); ``matmul_precision`` of FP32 matmuls (``torch.set_float32_matmul_precision``:
+    "high" is TF32 on a GPU that has it); ``sdpa_backend`` pins the attention kernel; ``gradient_checkpointing`` recomputes each module
+    of the model's ``ModuleList``s in backward.
+
+    Raises:
+        ArgumentError: for a value that is not known.
+    """
+
+    name: str
+    precision: str = "32-true"
+    matmul_precision: str | None = None
+    sdpa_backend: str | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != Path(self.name).name:
+            raise ArgumentError(f"A variant's name becomes a folder's: {self.name!r} can't be one.")
+        if self.precision == "16-mixed":
+            raise ArgumentError("precision='16-mixed' needs a gradient scaler, which is not here yet; use 'bf16-mixed'.")
+        for key, value, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("matmul_precision", self.matmul_precision, (None, *MATMUL_PRECISIONS)),
+            ("sdpa_backend", self.sdpa_backend, (None, *SDPA_BACKENDS)),
+        ):
+            if value not in known:
+                raise ArgumentError(f"{key}={value!r} is not known; use one of {', '.join(map(repr, known))}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ArgumentError(f"batch_size={self.batch_size!r} must be 1 or more.")
+
+
+_BASES = {
+    "fp32": {"precision": "32-true", "matmul_precision": "highest"},
+    "tf32": {"precision": "32-true", "matmul_precision": "high"},
+    "bf16": {"precision": "bf16-mixed", "matmul_precision": "highest"},
+    "bf16-mixed": {"precision": "bf16-mixed", "matmul_precision": "highest"},
+    "bf16-true": {"precision": "bf16-true", "matmul_precision": "highest"},
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"sdpa_backend": name} for name in SDPA_BACKENDS},
+    "auto": {"sdpa_backend": None},
+    "checkpoint": {"gradient_checkpointing": True},
+    "compile": {"compile": True},
+}
+
+
+def parse_variant(name: str) -> Variant:
+    """The built-in variant of a name such as "fp32", "bf16+flash" or "bf16+flash+checkpoint+compile".
+
+    Attention runs on torch's "math" kernel unless an option says otherwise ("+auto" leaves the choice to torch), so that two
+    variants never differ, or agree, by torch's own choice.
+
+    Raises:
+        ArgumentError: for an unknown name; the message lists the known ones.
+    """
+    base, *options = name.split("+")
+    known = f"{', '.join(_BASES)}; each with any of {', '.join('+' + option for option in _OPTIONS)}"
+    unknown = [part for part, names in ((base, _BASES), *((option, _OPTIONS) for option in options)) if part not in names]
+    if unknown:
+        raise ArgumentError(f"The variant {name!r} is not known ({', '.join(map(repr, unknown))}). Known are {known}.")
+    settings: dict[str, Any] = {"sdpa_backend": "math", **_BASES[base]}
+    chosen: set[str] = set()
+    for option in options:
+        if chosen & _OPTIONS[option].keys():
+            raise ArgumentError(f"The variant {name!r} says the same thing twice (+{option}). Known are {known}.")
+        chosen |= _OPTIONS[option].keys()
+        settings |= _OPTIONS[option]
+    return Variant(name, **settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained; the library owns backward and step.
+
+    ``model`` is on its device. ``optimizer(parameters)`` makes the optimizer. ``loss(model, batch)`` is the mean loss of a batch.
+    ``batches(seed)`` yields batches (of tensors, however nested), the same for the same seed; they are moved to the model's
+    device, and gone through again where they end. ``units(batch)`` counts what a batch holds: ``{"tokens": 4096, "samples": 8}``,
+    either or both.
+    """
+
+    model: torch.nn.Module
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+    loss: Callable[[torch.nn.Module, Any], torch.Tensor]
+    batches: Callable[[int], Iterable[Any]]
+    units: Callable[[Any], Mapping[str, int]]
+
+
+Build = str | Callable[[Variant], Workload]
