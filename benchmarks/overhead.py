@@ -44,9 +44,11 @@ def nothing() -> Iterator[Step]:
 @contextlib.contextmanager
 def green(*, sinks: bool, model: torch.nn.Module | None = None) -> Iterator[Step]:
     """Ours: with TensorBoard and JSONL, or with no sink at all; with a model, FLOPs of every step too."""
-    with tempfile.TemporaryDirectory() as folder:
-        with green_torch.track(model, log_dir=folder if sinks else None, intensity=100.0, log_every_n_steps=1) as tracker:
-            yield lambda: tracker.step(tokens=1024)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        green_torch.track(model, log_dir=folder if sinks else None, intensity=100.0, log_every_n_steps=1) as tracker,
+    ):
+        yield lambda: tracker.step(tokens=1024)
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ class GreenMonitor(_Callback):
             logging.getLogger("green_torch").warning("GreenMonitor could not start: %s: %s", type(error).__name__, error)
 
     @_harmless
-    def teardown(self, *_: Any) -> None:
+    def teardown(self, *_: Any, **_named: Any) -> None:
         """Closes the run."""
         if self._n_batches and not self._n_steps:
             self._run.warn(
@@ -229,13 +229,14 @@ class GreenMonitor(_Callback):
         self._run.adopt(pl_module, planned_steps=_planned_steps(trainer), dtype=dtype)
 
     @_harmless
-    def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: Any, _index: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, batch: Any, index: int) -> None:
         """Begins to count FLOPs; waiting for the batch is part of the step already."""
         self._leave(Phase.SETUP)
         self._stop_counting()
         if self._counts:
             self._counting = True
-            self._run.counter.begin_step(batch)
+            every = trainer.accumulate_grad_batches
+            self._run.counter.begin_step(batch if every == 1 else (batch, (index + 1) % every == 0))  # the optimizer multiplies too
 
     @_harmless
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:

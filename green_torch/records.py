@@ -6,7 +6,7 @@ Instants ending in ``_ns`` are nanoseconds of the run's monotonic clock unless t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
@@ -392,43 +392,51 @@ class RunSummary:
 
     def lines(self) -> list[tuple[str, str]]:
         """Name and text of each line of the summary, for whatever prints it."""
-        manifest, totals = self.manifest, self.totals
-        lines = [("run", f"{manifest.label or manifest.run_name} ({self.status})")]
-        lines.append(("steps", f"{self.n_steps} measured, {self.n_steps_excluded} excluded (FLOPs were counted in them)"))
+        manifest = self.manifest
+        return [
+            ("run", f"{manifest.label or manifest.run_name} ({self.status})"),
+            ("steps", f"{self.n_steps} measured, {self.n_steps_excluded} excluded (FLOPs were counted in them)"),
+            *self._energy_lines(),
+            *self._efficiency_lines(),
+            *self._carbon_lines(),
+            *(("missing", reason) for reason in manifest.missing),
+            *(("warning", warning) for warning in self.warnings),
+        ]
+
+    def _energy_lines(self) -> Iterator[tuple[str, str]]:
+        totals = self.totals
         if self.step_time_s is not None:
             power = "" if self.power_w is None else f" at {si(self.power_w, 'W')}"
-            lines.append(("step time", f"{si(self.step_time_s, 's')}{power}"))
-        known = ", ".join(f"{domain.name} {domain.method}" for domain in manifest.domains) or "nothing measures energy here"
-        lines.append(("energy", f"{kwh(totals.energy_j)}{_between(totals.energy_lo_j, totals.energy_hi_j, kwh)} ({known})"))
-        for name, value in (
-            ("per step", self.energy_per_step_j),
-            ("per token", self.energy_per_token_j),
-            ("per sample", self.energy_per_sample_j),
-        ):
-            if value is not None:
-                lines.append((f"  {name}", si(value, "J")))
+            yield "step time", f"{si(self.step_time_s, 's')}{power}"
+        known = (
+            ", ".join(f"{domain.name} {domain.method}" for domain in self.manifest.domains) or "nothing measures energy here"
+        )
+        yield "energy", f"{kwh(totals.energy_j)}{_between(totals.energy_lo_j, totals.energy_hi_j, kwh)} ({known})"
+        units = (("step", self.energy_per_step_j), ("token", self.energy_per_token_j), ("sample", self.energy_per_sample_j))
+        yield from ((f"  per {unit}", si(value, "J")) for unit, value in units if value is not None)
         parts = [f"{phase.phase} {kwh(phase.energy_j)}" for phase in totals.phases if phase.energy_j is not None]
         if len(parts) > 1:
-            lines.append(("  phases", ", ".join(parts)))
+            yield "  phases", ", ".join(parts)
+
+    def _efficiency_lines(self) -> Iterator[tuple[str, str]]:
         if self.mfu is not None:
-            peak = f"{si(self.peak_flop_per_s, 'FLOP/s')} ({'; '.join(sorted({peak.basis for peak in manifest.peaks})) or 'user'})"
-            lines.append(("MFU", f"{self.mfu:.1%}, HFU {self.hfu or 0:.1%} of {peak}"))
+            basis = ", ".join(sorted({peak.basis for peak in self.manifest.peaks}))
+            yield "MFU", f"{self.mfu:.1%}, HFU {self.hfu or 0:.1%} of {si(self.peak_flop_per_s, 'FLOP/s')} ({basis})"
         if self.model_flop_per_s is not None:
-            lines.append(("model FLOP/s", si(self.model_flop_per_s, "FLOP/s")))
-        grid = manifest.intensity
+            yield "model FLOP/s", si(self.model_flop_per_s, "FLOP/s")
+
+    def _carbon_lines(self) -> Iterator[tuple[str, str]]:
+        manifest, totals, grid = self.manifest, self.totals, self.manifest.intensity
         where = f"{grid.g_per_kwh:.0f} gCO2e/kWh, {grid.region}, {grid.source}" if grid else "by the intensity provider"
-        lines.append(("emissions", f"{grams(totals.emissions_g)} ({where}; PUE {manifest.pue:g}, {manifest.pue_source})"))
-        if totals.embodied_g is not None:
-            lines.append(("  embodied", f"{grams(totals.embodied_g)} of it ({manifest.embodied.source if manifest.embodied else ''})"))
+        yield "emissions", f"{grams(totals.emissions_g)} ({where}; PUE {manifest.pue:g}, {manifest.pue_source})"
+        if manifest.embodied is not None:
+            yield "  embodied", f"{grams(totals.embodied_g)} of it ({manifest.embodied.source})"
         if self.projected_total_g is not None:
-            lines.append(("projected", f"{grams(self.projected_total_g)} for {manifest.planned_steps} steps"))
+            yield "projected", f"{grams(self.projected_total_g)} for {manifest.planned_steps} steps"
         if self.projected_savings_g is not None:
-            lines.append(("  saving", f"{grams(self.projected_savings_g)} against {manifest.baseline}"))
+            yield "  saving", f"{grams(self.projected_savings_g)} against {manifest.baseline}"
         if self.cost is not None:
-            lines.append(("cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"))
-        lines += [("missing", reason) for reason in manifest.missing]
-        lines += [("warning", warning) for warning in self.warnings]
-        return lines
+            yield "cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
 
 
 def _between(lo: float | None, hi: float | None, text: Callable[[float], str]) -> str:

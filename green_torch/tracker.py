@@ -119,7 +119,7 @@ class Tracker:
         self._given: FlopCount | None = None
         self._flops_per_step = _positive("flops_per_step", flops_per_step)
         self._peak_flop_per_s = _positive("peak_flop_per_s", peak_flop_per_s)
-        self._attention = _one_of("attention_flops", attention_flops, ("full", "causal"))
+        self._attention = _attention(attention_flops)
         self._cadence = Cadence(_cadence(log_every_n_steps))
         poll_interval_s = _positive("poll_interval_s", poll_interval_s) or POLL_INTERVAL_S
         self._log_dir = _directory(log_dir if log_dir is not None or writer is None else writer.log_dir) if enabled else None
@@ -552,9 +552,9 @@ def _whole(name: str, value: int) -> int:
     return int(value)
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ArgumentError(f"{name}={value!r}: use one of {', '.join(map(repr, known))}")
+def _attention(value: Literal["full", "causal"]) -> Literal["full", "causal"]:
+    if value not in ("full", "causal"):
+        raise ArgumentError(f"attention_flops={value!r}: use 'full' or 'causal'")
     return value
 
 

@@ -1,0 +1,1 @@
+"""Tests mirror the modules; `python -m pytest` runs them all."""

@@ -114,8 +114,13 @@ def total(values):
     return math.fsum(finite) if finite else None
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(changes, max_size=12), st.integers(1, 60))
+def same(a, b):
+    """Equal to nine digits, or both unknown."""
+    return (a is None) == (b is None) and (a is None or math.isclose(a, b, rel_tol=1e-9))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(changes, max_size=12), st.integers(1, 40))
 def test_sums_are_conserved(all_changes, repeats):
     """Merged or not, the blocks and the excluded part add up to what the records hold, each record in exactly one of them."""
     records = list(drawn(all_changes * repeats))
@@ -125,11 +130,9 @@ def test_sums_are_conserved(all_changes, repeats):
     counted = [record for record in train if record.flagged(Flag.COUNTED)]
     blocks, excluded = snapshot["blocks"], snapshot["excluded"]
     for name in SUMS:
-        assert total(block[name] for block in blocks) == pytest.approx(
-            total(getattr(record, name) for record in typical), rel=1e-9
-        )
+        assert same(total(block[name] for block in blocks), total(getattr(record, name) for record in typical))
         if counted:
-            assert excluded[name] == pytest.approx(total(getattr(record, name) for record in counted), rel=1e-9)
+            assert same(excluded[name], total(getattr(record, name) for record in counted))
     assert (excluded is None) == (not counted)
     if typical:
         assert sum(block["excluded_steps"] for block in blocks) == sum(record.n_steps for record in counted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,7 +47,7 @@ def test_the_pieces_tile_the_run(events, every):
     pieces = sorted((a.at_ns, b.at_ns) for span in spans for a, b in span.pieces)
     assert pieces[0][0] == 0
     assert pieces[-1][1] == now * MS
-    assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
     train = [span for span in spans if span.phase is Phase.TRAIN]
     lost = builder._record.tally.n_steps  # steps that took no time at all, with nothing after them
     assert sum(span.work.n_steps for span in train) + lost == steps

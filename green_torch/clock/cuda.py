@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class CudaEvents:
-    """Timing events of one device, used over and over. Nothing is recorded or asked while a graph is being captured."""
+    """Timing events of the current device, used over and over. Nothing is recorded or asked while a graph is being captured."""
 
-    def __init__(self, device: torch.device | int | None = None) -> None:
-        self._device = torch.device("cuda", torch.cuda.current_device()) if device is None else torch.device("cuda", device)
+    def __init__(self) -> None:
+        self._device = torch.device("cuda", torch.cuda.current_device())
         self._aside: torch.cuda.Stream | None = None
         self._free: list[torch.cuda.Event] = []
 

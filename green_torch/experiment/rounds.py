@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from green_torch.records import Manifest
 
 _MAX_STEPS_PER_BLOCK = 10_000
+_FEWEST_ROUNDS = 4
+_BALANCED_ROUNDS = 4  # after so many rounds, any two variants have come first equally often
 _CLOSE_S = 15.0  # how long the workers may take to close their runs
 
 
@@ -65,7 +67,7 @@ def compare(
         variants: :class:`Variant`s, or names for :func:`parse_variant`; the first is the baseline.
         blocks: blocks of each variant, each in another round; one gives no interval.
         steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit ``budget_s``, judged by the warm-up.
-        budget_s: seconds for all blocks together, where ``steps_per_block`` is None. One step a block is always taken.
+        budget_s: seconds for all blocks together, where ``steps_per_block`` is None: no more than four rounds go beyond it.
         warmup_steps: steps before the first block, left out; at least one (its FLOPs are counted).
         seed: for the weights, the data and the order of the blocks.
         log_dir: each variant's run goes to a folder here, named after it.
@@ -95,7 +97,8 @@ def compare(
         try:
             _start(arms, context, stop, tell)
             n_steps = n_steps or _fitting_steps([arm.step_s for arm in arms if arm.step_s], budget_s / blocks)
-            _measure(arms, _orders(blocks, len(arms), seed), n_steps, tell)
+            end_s = math.inf if steps_per_block else time.monotonic() + budget_s
+            _measure(arms, _orders(blocks, len(arms), seed), n_steps, end_s, tell)
         except KeyboardInterrupt:
             interrupted = True
         stop.value = 1
@@ -132,9 +135,11 @@ def _start(arms: Sequence[_Arm], context: Any, stop: Any, tell: _Teller) -> None
         arm.ask(WARM_UP, Warm)
 
 
-def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, tell: _Teller) -> None:
-    """Every variant once a round, as long as any is left."""
+def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, end_s: float, tell: _Teller) -> None:
+    """Every variant once a round, as long as any is left; after ``end_s`` (monotonic) no round begins beyond the fewest."""
     for number, order in enumerate(orders):
+        if number >= _FEWEST_ROUNDS and time.monotonic() > end_s:
+            return
         for position, index in enumerate(order):
             if not arms[index].lost:
                 tell("measuring", arms[index].name)
@@ -179,17 +184,17 @@ def _check_compare(
 def _orders(rounds: int, n: int, seed: int) -> list[tuple[int, ...]]:
     """A random order of ``n`` variants for each round.
 
-    Every order comes with its reverse, so that any two variants precede each other equally often, which cancels steady drift; the
-    rounds are shuffled, which breaks any rhythm.
+    Every order comes with its reverse, so that any two variants precede each other equally often, which cancels steady drift; every
+    four rounds are shuffled, which breaks any rhythm.
     """
     chance = random.Random(seed)  # noqa: S311  (a design of an experiment, not a secret)
     orders: list[tuple[int, ...]] = []
     while len(orders) < rounds:
-        order = tuple(chance.sample(range(n), n))
-        orders += [order, order[::-1]]
-    orders = orders[:rounds]
-    chance.shuffle(orders)
-    return orders
+        some = [tuple(chance.sample(range(n), n)) for _ in range(_BALANCED_ROUNDS // 2)]
+        some += [order[::-1] for order in some]
+        chance.shuffle(some)
+        orders += some
+    return orders[:rounds]
 
 
 def _fitting_steps(step_s: Sequence[float], round_s: float) -> int:
