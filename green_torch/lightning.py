@@ -277,8 +277,15 @@ class GreenMonitor(_Callback):
     @_harmless
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Phase "eval" ends; the sanity check has an end of its own."""
-        if trainer.sanity_checking:
-            return
+        if not trainer.sanity_checking:
+            self._end_eval()
+
+    @_harmless
+    def on_sanity_check_end(self, *_: Any) -> None:
+        """Phase "eval" ends."""
+        self._end_eval()
+
+    def _end_eval(self) -> None:
         work, self._eval_work = self._eval_work, Work()
         if work.n_steps:
             self._run.step(tokens=work.tokens, samples=work.samples)  # within the phase: its work, as one occurrence
@@ -286,7 +293,7 @@ class GreenMonitor(_Callback):
 
     on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-    on_sanity_check_end = on_test_end = on_predict_end = on_validation_end
+    on_test_end = on_predict_end = on_sanity_check_end
 
     # How it is done.
 

@@ -6,6 +6,7 @@ its end, or, flagged, two seconds later. Records leave in order.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import Counter, deque
@@ -334,6 +335,8 @@ class Recorder:
             if sink in self._sinks:
                 self._sinks.remove(sink)
             self._warn(f"{type(sink).__name__} is switched off: {type(error).__name__}: {error}")
+            with contextlib.suppress(Exception):
+                sink.close()
 
 
 class _Totals:

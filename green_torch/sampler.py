@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ class Sampler:
         self._failing: dict[str, str] = {}  # domain -> why
         self._resets: list[tuple[int, str]] = []
         self._clock = clock
-        self._watches = [_Watch(self, meter, poll_interval_s) for meter in meters]
+        self._watches = [_Watch(meter, poll_interval_s, clock, self._take) for meter in meters]
         self._halts: list[Callable[[], None]] = []
 
     def start(self) -> None:
@@ -89,11 +90,12 @@ class Sampler:
 class _Watch:
     """One meter and its pace. ``poll`` may be called from its ticking thread and, at the end, from another."""
 
-    def __init__(self, sampler: Sampler, meter: Meter, poll_interval_s: float) -> None:
+    def __init__(self, meter: Meter, poll_interval_s: float, clock: Clock, take: Callable[[Meter], bool]) -> None:
         self.name = "+".join(domain.name for domain in meter.domains)
         self.interval_s = poll_interval_s if meter.interval_s is None else meter.interval_s
-        self._sampler = sampler
         self._meter = meter
+        self._clock = clock
+        self._take = take
         self._busy = threading.Lock()
         self._retry_ns = 0
         self._closed = False
@@ -103,10 +105,10 @@ class _Watch:
         if not self._busy.acquire(blocking=False):
             return
         try:
-            now_ns = self._sampler._clock.now_ns()  # noqa: SLF001  (the two halves of one class)
+            now_ns = self._clock.now_ns()
             if self._closed or now_ns < self._retry_ns:
                 return
-            if not self._sampler._take(self._meter):  # noqa: SLF001
+            if not self._take(self._meter):
                 self._retry_ns = now_ns + s_to_ns(_RETRY_S)
         finally:
             self._busy.release()
@@ -115,10 +117,7 @@ class _Watch:
         """Closes the meter, unless a hung call still holds it: then it is left to the process's end."""
         if self._closed or not self._busy.acquire(timeout=0.1):
             return
-        try:
-            self._closed = True
+        self._closed = True
+        with contextlib.suppress(Exception):  # the run is over: rule 9
             self._meter.close()
-        except Exception as error:  # closing is a courtesy: rule 9
-            self._sampler._failing.setdefault(self.name, f"on close: {error}")  # noqa: SLF001
-        finally:
-            self._busy.release()
+        self._busy.release()

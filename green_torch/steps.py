@@ -238,12 +238,17 @@ class StepBuilder:
         return spans
 
     def open_phase(self, at: Instant, phase: Phase | None) -> list[Span]:
-        """A phase opens (``None``: the run's clock stops), cut out of whatever is under way."""
+        """A phase opens (``None``: the run's clock stops), cut out of whatever is under way.
+
+        What is under way will be measured after the phase, when the readings at its own start may be forgotten: an empty span of
+        nobody's has its level taken now.
+        """
         spans = self.flush()
-        if self._phases:
-            self._phases[-1].cut(at)
-        else:
-            self._step.cut(at)
+        under_way = self._phases[-1] if self._phases else self._step
+        if not under_way.pieces and under_way.since.at_ns < at.at_ns:
+            spans.append(Span(None, max(self._last_step, 0), ((under_way.since, under_way.since),), Work()))
+        under_way.cut(at)
+        if under_way is self._step:
             if phase is not None and sum(end.at_ns - start.at_ns for start, end in self._step.pieces) > _BETWEEN_STEPS_NS:
                 self._step.flags.add(Flag.SPLIT)
         self._phases.append(_Open(phase, at))

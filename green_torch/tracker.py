@@ -625,8 +625,8 @@ def _meters(given: Sequence[Meter] | None) -> tuple[list[Meter], tuple[str, ...]
 def _jsonl(log_dir: Path, manifest: Manifest) -> tuple[Sink, Manifest]:
     from green_torch.sinks.jsonl import JsonlSink, next_segment, run_file  # only where there is a directory
 
-    segment = next_segment(log_dir, manifest.rank)
-    return JsonlSink(run_file(log_dir, manifest.rank, segment)), replace(manifest, segment=segment)
+    sink = JsonlSink(run_file(log_dir, manifest.rank, next_segment(log_dir, manifest.rank)))
+    return sink, replace(manifest, segment=sink.segment)
 
 
 def _baseline(path: str | os.PathLike[str] | None) -> Baseline | None:

@@ -253,7 +253,7 @@ class _Bench:
         with _attention(self._sdpa_backend):  # around backward too: recomputation must choose the same kernel
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed):
                 loss = self._workload.loss(self.model, moved)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach(), self._workload.units(batch)

@@ -247,7 +247,7 @@ def _look_up(func: Any) -> tuple[str, Formula] | None:
 
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> dict[str, Any]:
     declared = func._schema.arguments  # noqa: SLF001 - as above
-    arguments = {a.name: a.default_value for a in declared if a.has_default_value()}
+    arguments = {a.name: a.default_value for a in declared}
     arguments.update(zip((a.name for a in declared), args, strict=False))
     return arguments | kwargs | {"<out>": out, "<args>": args, "<kwargs>": kwargs}
 
