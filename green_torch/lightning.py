@@ -194,11 +194,11 @@ class GreenMonitor(_Callback):
 
     # The trainer's run begins and ends.
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002  (the framework's)
+    def setup(self, trainer: Trainer, *_: Any, **_named: Any) -> None:
         """Opens the run, in phase "setup"."""
         self._close()  # of a run that ended without telling
         try:
-            self._start(trainer, stage)
+            self._start(trainer)
         except UsageError:
             raise
         except Exception as error:  # rule 9
@@ -236,7 +236,9 @@ class GreenMonitor(_Callback):
         if self._counts:
             self._counting = True
             every = trainer.accumulate_grad_batches
-            self._run.counter.begin_step(batch if every == 1 else (batch, (index + 1) % every == 0))  # the optimizer multiplies too
+            self._run.counter.begin_step(
+                batch if every == 1 else (batch, (index + 1) % every == 0)
+            )  # the optimizer multiplies too
 
     @_harmless
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:
@@ -297,7 +299,7 @@ class GreenMonitor(_Callback):
 
     # How it is done.
 
-    def _start(self, trainer: Trainer, stage: str) -> None:
+    def _start(self, trainer: Trainer) -> None:
         self._work, self._eval_work, self._flops = Work(), Work(), 0.0
         self._n_batches = self._n_steps = 0
         theirs: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # declared nowhere, set by the trainer's constructor
@@ -305,7 +307,7 @@ class GreenMonitor(_Callback):
         options = {**self._options, "log_every_n_steps": every}
         writer, log_dir, problem = None, None, ""
         try:
-            writer, log_dir = _destination(trainer, stage)
+            writer, log_dir = _destination(trainer)
             self._tracker = Tracker(writer=writer, log_dir=log_dir, **options).__enter__()
         except UsageError:
             raise
@@ -418,7 +420,7 @@ def _nothing() -> None:
     pass
 
 
-def _destination(trainer: Trainer, stage: str) -> tuple[SummaryWriter | None, Path | None]:
+def _destination(trainer: Trainer) -> tuple[SummaryWriter | None, Path | None]:
     """The logger's writer, where it is TensorBoard's, and the run's directory; no files in a ``fast_dev_run``."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # declared nowhere, set by the trainer's constructor
         return None, None
@@ -428,8 +430,8 @@ def _destination(trainer: Trainer, stage: str) -> tuple[SummaryWriter | None, Pa
     directory = directory or str(trainer.default_root_dir)
     if "://" in directory:
         raise ArgumentError(f"{directory} is not a local directory")
-    if stage != "fit":
-        return None, Path(directory, stage)
+    if trainer.state.fn is not None and trainer.state.fn.value != "fit":
+        return None, Path(directory, trainer.state.fn.value)
     return board.experiment if board is not None and trainer.is_global_zero else None, Path(directory)
 
 

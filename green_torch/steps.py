@@ -191,6 +191,11 @@ class StepBuilder:
         self._last_step = -1
 
     @property
+    def last_step(self) -> int:
+        """The last step that ended; -1 before the first."""
+        return self._last_step
+
+    @property
     def in_phase(self) -> bool:
         """Whether a phase is open."""
         return bool(self._phases)

@@ -177,6 +177,11 @@ class Tracker:
         return self._writer
 
     @property
+    def last_step(self) -> int:
+        """The last step that ended, on the step axis of the records; -1 before the first."""
+        return self._builder.last_step if self._builder is not None else -1
+
+    @property
     def log_dir(self) -> Path | None:
         """The run's directory, if it has one."""
         return self._log_dir

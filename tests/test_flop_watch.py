@@ -124,7 +124,7 @@ def test_whole_numbers_are_part_of_the_key():
     model, flops = watched()
     for times in (1, 3):
         model(x(), times=times)
-        assert flops.take().flops.model_flops == 2 * times * ONE - (0 if times == 0 else 0)
+        assert flops.take().flops.model_flops == (3 * times - 1) * ONE  # nobody asks for the input's gradient
 
     class Noise(nn.Module):
         def __init__(self):
@@ -171,7 +171,9 @@ def test_a_model_that_cant_be_counted_is_said_once():
     with pytest.warns(GreenTorchWarning, match="flops_per_step=") as caught:
         for rows in (2, 2, 4):
             model(x(rows))
-            assert flops.take() == StepWork(None, (Flag.FLOPS_UNKNOWN,))
+            work = flops.take()
+            assert work.flops is None
+            assert Flag.FLOPS_UNKNOWN in work.flags
     assert len(caught) == 1
     with flops.counting():
         loss_of(model(x(2))).backward()
@@ -289,25 +291,24 @@ def test_counting_by_hand():
 def test_wrapped_models_are_counted_inside():
     """A compiled wrapper is watched from outside and counted from inside, at no compilation of ours."""
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    net = Net()
-    model, flops = watched(torch.compile(net, backend="eager"))
+    graphs = []
+    model, flops = watched(torch.compile(Net(), backend=lambda graph, _: graphs.append(graph) or graph.forward))
     for _ in range(3):
         loss_of(model(x())).backward()
         assert flops.take().flops.model_flops == 2 * ONE
-    assert torch._dynamo.utils.counters["frames"]["total"] == torch._dynamo.utils.counters["frames"]["ok"] == 1
+    assert len(graphs) == 1
 
 
 def test_a_hook_inside_a_compiled_graph_is_harmless():
     """A model that is compiled after it was hooked trains as ever, compiled once; its forwards are not seen."""
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    graphs = []
     net, flops = watched()
-    model = torch.compile(net, backend="eager", fullgraph=True)
+    model = torch.compile(net, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
     for _ in range(3):
         loss_of(model(x())).backward()
         assert flops.take() == StepWork(None, ())
-    assert torch._dynamo.utils.counters["frames"]["total"] == 1
+    assert len(graphs) == 1
 
 
 def test_a_live_compiled_step_is_an_estimate():
@@ -393,17 +394,17 @@ def test_nothing_raises():
 
 
 def test_a_known_forward_is_cheap_and_leaves_no_trace():
-    """A known key costs a few microseconds, and 100,000 forwards grow by nothing."""
+    """A known key costs a few microseconds, and 20,000 forwards grow by nothing."""
     model, flops = watched()
     batch, labels = x(), torch.arange(2)
     hook = next(iter(model._forward_pre_hooks.values()))
     hook(model, (batch, labels), {})
     flops.take()
-    best = min(_timed(hook, model, batch, labels) for _ in range(5))
+    best = min(_timed(hook, model, batch, labels) for _ in range(3))
     assert best < 20e-6, "5 µs on an idle machine"
     gc.collect()
     tracemalloc.start()
-    for step in range(100_000):
+    for step in range(20_000):
         hook(model, (batch, labels), {})
         if step % 10 == 0:
             flops._pending.clear()
@@ -412,7 +413,7 @@ def test_a_known_forward_is_cheap_and_leaves_no_trace():
     assert grown < 20_000
 
 
-def _timed(hook, model, batch, labels, times=2000):
+def _timed(hook, model, batch, labels, times=1000):
     start = time.perf_counter()
     for _ in range(times):
         hook(model, (batch, labels), {})

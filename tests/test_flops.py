@@ -153,7 +153,13 @@ def test_attention_with_fewer_key_heads():
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 8), st.integers(1, 8)
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 8),
+    st.integers(1, 8),
 )
 def test_attention_formula(batch, key_heads, share, length, keys, width, value_width):
     """Attention is two products forward and four backward; what fused kernels add is the scores; halving halves the model's."""
@@ -300,11 +306,11 @@ def test_selective_checkpointing():
     for saved in ([torch.ops.aten.mm.default], [torch.ops.aten.relu.default]):
         counts.append(
             live(
-                lambda ops=saved: checkpoint(
-                    layers, x, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(ops)
+                lambda ops=saved: (
+                    checkpoint(layers, x, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(ops))
+                    .sum()
+                    .backward()
                 )
-                .sum()
-                .backward()
             )
         )
     assert [count.model_flops for count in counts] == [6 * 2 * 4 * 8 * 8] * 2
@@ -452,7 +458,9 @@ def test_what_has_no_formula_is_named():
     def mystery(y: torch.Tensor) -> torch.Tensor:
         return y.clone()
 
-    count = live(lambda: (x.to_sparse() @ x, torch.linalg.inv(x + 9 * torch.eye(4)), mystery(x), x.softmax(-1), x.norm(), x.cumsum(0)))
+    count = live(
+        lambda: (x.to_sparse() @ x, torch.linalg.inv(x + 9 * torch.eye(4)), mystery(x), x.softmax(-1), x.norm(), x.cumsum(0))
+    )
     assert count.uncounted_ops == ("aten::linalg_inv_ex", "aten::mm (sparse layout)", "green_torch_test::mystery")
     assert count.model_flops == 0
 
@@ -600,7 +608,11 @@ def test_tensors_made_in_forward():
 
         def forward(self, x):
             n = torch.tensor([1, 2]).sum().item()
-            y = self.body(x) * torch.arange(4) + torch.tensor([1.0, 2.0, 3.0, float(n)]) + torch.zeros(4, device="cpu").to(x.device)
+            y = (
+                self.body(x) * torch.arange(4)
+                + torch.tensor([1.0, 2.0, 3.0, float(n)])
+                + torch.zeros(4, device="cpu").to(x.device)
+            )
             return (y + self.plain).to("cpu")
 
     assert count_flops(Makes(), torch.randn(2, 4)).model_flops == 2 * 2 * 2 * 4 * 4

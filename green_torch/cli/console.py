@@ -34,6 +34,7 @@ HOW_KNOWN = {
     Method.ESTIMATED: "a model: not measured",
 }
 _UNKNOWN = "not known"
+_NEXT_LINE = "\n"
 _AS_RATIO = 1.0  # a difference beyond +100 % reads better as a ratio
 
 
@@ -99,6 +100,7 @@ def comparison_parts(comparison: Comparison, planned_tokens: float | None = None
         yield figures(comparison, ran)
         if planned_tokens is not None:
             yield Text()
+            yield Text(f"A planned run of {count(planned_tokens)} tokens on this device:", style="bold")
             yield planned(comparison, ran, planned_tokens)
             yield Text(_planned_note(comparison), style="dim")
         yield Text()
@@ -163,7 +165,7 @@ def figures(comparison: Comparison, ran: list[VariantResult]) -> Table:
     row("Power", lambda r: si(r.power_w, "W"), lambda _: "", energy_known)
     row("Emissions per step", lambda r: grams(r.emissions_per_step_g), energy_change, "energy × grid")
     row("Model FLOP/s", lambda r: si(r.model_flop_per_s, "FLOP/s"), lambda _: "", "counted")
-    row("MFU", lambda r: percent(r.mfu), lambda o: _mfu_change(base, o), "counted, over peaks below")
+    row("MFU", lambda r: percent(r.mfu), lambda o: _mfu_change(base, o), "peaks below")
     row(
         "Final loss",
         lambda r: _UNKNOWN if r.final_loss is None else f"{r.final_loss:.3f} nats",
@@ -181,33 +183,29 @@ def figures(comparison: Comparison, ran: list[VariantResult]) -> Table:
 
 
 def planned(comparison: Comparison, ran: list[VariantResult], planned_tokens: float) -> Table:
-    """A planned run on this device under each variant, and what the variant saves or costs."""
+    """A planned run on this device under each variant, and what a variant saves or costs; each figure over its low and high."""
     base, *others = ran
-    compared = others if base is comparison.baseline else []
-    table = _table(
-        f"{count(planned_tokens)} tokens", *(result.name for result in ran), *(f"with {other.name}" for other in compared)
-    )
-    projections = [project(result, planned_tokens=planned_tokens, confidence=comparison.confidence) for result in ran]
-    savings = [comparison.saving(other.name, planned_tokens=planned_tokens) for other in compared]
-    same = [not comparison.departure(other.name) for other in compared]
-    rows: list[tuple[str, Callable[[Projection | Saving], Range | None], Callable[[float], str], bool]] = [
-        ("Time", lambda p: p.duration_h, _hours, True),
-        ("Energy (IT)", lambda p: p.energy_kwh, _kilowatt_hours, False),
-        ("Energy (facility)", lambda p: p.facility_energy_kwh, _kilowatt_hours, False),
-        ("Emissions", lambda p: p.emissions_g, grams, False),
+    facility = base.manifest is not None and base.manifest.pue != 1.0
+    shown: list[tuple[str, Callable[[Projection | Saving], Range | None], Callable[[float], str]]] = [
+        ("Time", lambda found: found.duration_h, _hours),
+        ("Energy (IT)", lambda found: found.energy_kwh, _kilowatt_hours),
+        ("Energy (facility)", lambda found: found.facility_energy_kwh, _kilowatt_hours),
+        ("Emissions", lambda found: found.emissions_g, grams),
     ]
-    pue = base.manifest.pue if base.manifest else 1.0
-    for name, pick, show, is_time in rows:
-        if name == "Energy (facility)" and pue == 1.0:
-            continue
-        cells = [_UNKNOWN if p is None else ranged(pick(p), show) for p in projections]
-        for saving, comparable in zip(savings, same, strict=True):
-            if saving is None or not comparable:
-                cells.append(_UNKNOWN if comparable else "not the same training")
-                continue
-            judged = saving.time if is_time or comparison.headline == "time" else saving.energy
-            cells.append(saved(pick(saving), judged, show))
-        table.add_row(name, *cells)
+    columns = [column for column in shown if facility or column[0] != "Energy (facility)"]
+    table = _table("", *(name for name, _, _ in columns))
+    for result in ran:
+        found = project(result, planned_tokens=planned_tokens, confidence=comparison.confidence)
+        table.add_row(result.name, *(_UNKNOWN if found is None else ranged(pick(found), show) for _, pick, show in columns))
+    for other in others if base is comparison.baseline else []:
+        saving = comparison.saving(other.name, planned_tokens=planned_tokens)
+        cells = ["not comparable"] * len(columns)
+        if saving is not None and not comparison.departure(other.name):
+            energy = saving.time if comparison.headline == "time" else saving.energy
+            judged = [saving.time if name == "Time" else energy for name, _, _ in columns]
+            cells = [saved(pick(saving), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)]
+        table.add_section()
+        table.add_row(f"{other.name} in place of {base.name}", *cells)
     return table
 
 
@@ -215,36 +213,38 @@ def planned(comparison: Comparison, ran: list[VariantResult], planned_tokens: fl
 
 
 def difference(found: Difference | None) -> str:
-    """A difference with its interval, or that the two can't be told apart: "+38 % (+31 to +45 %)"."""
+    """A difference with its interval, or that the two can't be told apart: "+38.0 % (+31.0 to +45.0)"."""
     if found is None:
         return _UNKNOWN
     if found.lo is None or found.hi is None:
         return f"{_change(found.estimate)}, no interval"
-    interval = _interval(found.lo, found.hi)
+    interval = _interval(found.lo, found.hi, found.estimate)
     if not found.distinguishable:
-        return f"can't be told apart ({interval})"
+        return f"can't be told apart ({interval} {_sign(found.estimate)})"
     return f"{_change(found.estimate)} ({interval})"
 
 
 def saved(figure: Range | None, judged: Difference | None, show: Callable[[float], str]) -> str:
-    """What a planned run saves or costs more: "saves 12.0 (10.0 to 14.0) h"; or that the two can't be told apart."""
+    """What a planned run saves or costs: "saves 12.0 h", low and high on the next line; or that the two can't be told apart."""
     if figure is None or judged is None:
         return _UNKNOWN
     if not judged.distinguishable and judged.lo is not None:
         return "can't be told apart"
-    if figure.value < 0:
-        lo, hi = (None, None) if figure.lo is None or figure.hi is None else (-figure.hi, -figure.lo)
-        return f"costs {bounded(-figure.value, lo, hi, show)} more"
-    return f"saves {bounded(figure.value, figure.lo, figure.hi, show)}"
+    if figure.value >= 0:
+        return f"saves {ranged(figure, show)}"
+    lo, hi = (None, None) if figure.lo is None or figure.hi is None else (-figure.hi, -figure.lo)
+    return f"costs {bounded(-figure.value, lo, hi, show, between=_NEXT_LINE)}"
 
 
 def ranged(figure: Range | None, show: Callable[[float], str]) -> str:
-    """A figure with its low and high: "12.0 (11.0 to 13.0) h"."""
-    return _UNKNOWN if figure is None else bounded(figure.value, figure.lo, figure.hi, show)
+    """A figure, its low and high on the next line."""
+    return _UNKNOWN if figure is None else bounded(figure.value, figure.lo, figure.hi, show, between=_NEXT_LINE)
 
 
-def bounded(value: float | None, lo: float | None, hi: float | None, show: Callable[[float], str]) -> str:
-    """A value, with its bounds where it has any, all in the value's unit: "33.5 (30.1 to 36.9) kWh"."""
+def bounded(
+    value: float | None, lo: float | None, hi: float | None, show: Callable[[float], str], *, between: str = " "
+) -> str:
+    """A value, with its bounds where it has any, all in the value's unit: "33.5 kWh (30.1 to 36.9)"."""
     if value is None:
         return _UNKNOWN
     if lo is None or hi is None:
@@ -252,7 +252,7 @@ def bounded(value: float | None, lo: float | None, hi: float | None, show: Calla
     power = 1000.0 ** math.floor(math.log10(abs(value or hi or 1.0)) / 3 + 1e-9)
     unit = show(power).partition(" ")[2]
     scale = 1.0 if show(1.0).partition(" ")[2] == unit else power
-    return f"{_rounded(value / scale)} ({_rounded(lo / scale)} to {_rounded(hi / scale)}) {unit}"
+    return f"{_rounded(value / scale)} {unit}{between}({_rounded(lo / scale)} to {_rounded(hi / scale)})"
 
 
 def percent(fraction: float | None) -> str:
@@ -313,8 +313,11 @@ def _grounds(ran: list[VariantResult]) -> Table:
         return table
     manifest = result.manifest
     threads = f", {result.threads} threads" if result.threads else ""
-    peaks = [(one.name, peak) for one in ran for peak in one.peaks]
-    processor = next((peak.device for _, peak in peaks if peak.basis == "measured"), manifest.device)
+    peaks: dict[DevicePeak, list[str]] = {}
+    for one in ran:
+        for peak in one.peaks:
+            peaks.setdefault(peak, []).append(one.name)
+    processor = next((peak.device for peak in peaks if peak.basis == "measured"), manifest.device)
     rows = [
         ("device", f"{processor}{threads}, torch {manifest.versions.get('torch', 'not known')}"),
         ("model", f"{manifest.model}, {count(manifest.parameters)} parameters"),
@@ -327,7 +330,8 @@ def _grounds(ran: list[VariantResult]) -> Table:
         rows.append(("energy", "nothing measures it: " + "; ".join(manifest.missing)))
     rows += [("", note) for note in (sensor_note(manifest.domains),) if note]
     rows += [
-        (f"peak, {name}", f"{peak.dtype} {si(peak.flop_per_s, 'FLOP/s')}, {peak.basis}: {peak.source}") for name, peak in peaks
+        (f"peak, {peak.dtype}", f"{si(peak.flop_per_s, 'FLOP/s')}, {peak.basis}: {peak.source} ({', '.join(names)})")
+        for peak, names in peaks.items()
     ]
     rows += [("grid", grid_line(manifest.intensity)), ("PUE", f"{manifest.pue:g}: {manifest.pue_source}")]
     for name, text in rows:
@@ -340,20 +344,22 @@ def _sentence(name: str, base: str, found: Difference | None, what: str) -> str:
     if found is None:
         return f"{name} and {base}: no {what} to compare."
     if found.lo is None or found.hi is None:
-        return (
-            f"{name} against {base}: {_change(found.estimate)} {what} per token, from one block each: no interval, no finding."
-        )
-    interval = f"{100 * found.confidence:g} % interval {_interval(found.lo, found.hi)}, {found.n_blocks} pairs of blocks"
+        change = _change(found.estimate)
+        return f"{name} against {base}: {change} {what} per token, from one block each: no interval, so no finding."
+    sign = _sign(found.estimate)
+    grounds = [f"{100 * found.confidence:g} % interval {_interval(found.lo, found.hi, found.estimate)} {sign}"]
+    if found.instrument_lo is not None and found.instrument_hi is not None:
+        grounds.append(f"the meter's bounds {_interval(found.instrument_lo, found.instrument_hi, found.estimate)} {sign}")
+    stated = ", ".join([*grounds, f"{found.n_blocks} pairs of blocks"])
     if not found.distinguishable:
-        reason = found.note.partition(": ")[2]
-        return f"{name} and {base} can't be told apart here in {what} per token: {reason} ({interval})."
+        return f"{name} and {base} can't be told apart here in {what} per token: {found.note.partition(': ')[2]} ({stated})."
     less = found.estimate < 0
     if found.estimate > _AS_RATIO:
         amount = f"{_rounded(1 + found.estimate)} × the {what} per token of {base}"
     else:
         amount = f"{_rounded(100 * abs(found.estimate))} % {'less' if less else 'more'} {what} per token than {base}"
-    verdict = {"time": "faster" if less else "slower", "energy": "thriftier" if less else "hungrier"}[what]
-    return f"{name} is {verdict} here: {amount} ({interval})."
+    verdict = {"time": "is faster" if less else "is slower", "energy": "saves energy" if less else "costs energy"}[what]
+    return f"{name} {verdict} here: {amount} ({stated})."
 
 
 def _why(base: VariantResult, other: VariantResult, time: Difference | None) -> list[str]:
@@ -369,18 +375,27 @@ def _why(base: VariantResult, other: VariantResult, time: Difference | None) -> 
 
 
 def _change(relative: float) -> str:
-    """0.38 -> "+38 %"; 5.9 -> "6.9 ×"."""
-    if not math.isfinite(relative) or relative > _AS_RATIO:
-        return f"{_rounded(1 + relative)} ×"
-    return f"{'+' if relative > 0 else '−' if relative < 0 else '±'}{_rounded(100 * abs(relative))} %"
+    """0.38 -> "+38.0 %"; 5.9 -> "6.90 ×"."""
+    return f"{_rounded(1 + relative) if relative > _AS_RATIO else _signed(relative)} {_sign(relative)}"
 
 
-def _interval(lo: float, hi: float) -> str:
-    """Both ends alike: percent, or ratios where either is beyond +100 %."""
-    if hi > _AS_RATIO:
-        return f"{_rounded(1 + lo)} to {_rounded(1 + hi)} ×"
-    low, high = _change(lo), _change(hi)
-    return f"{low.removesuffix(' %')} to {high}"
+def _sign(relative: float) -> str:
+    """How a difference is written: as a ratio beyond +100 %, else in percent."""
+    return "×" if relative > _AS_RATIO else "%"
+
+
+def _interval(lo: float, hi: float, estimate: float) -> str:
+    """Both ends in the estimate's way: percent, or ratios where it is beyond +100 %."""
+    if estimate > _AS_RATIO:
+        return f"{_rounded(1 + lo)} to {_rounded(1 + hi)}"
+    return f"{_signed(lo)} to {_signed(hi)}"
+
+
+def _signed(relative: float) -> str:
+    """In percent: 0.38 -> "+38.0"."""
+    if not math.isfinite(relative):
+        return "∞"
+    return f"{'+' if relative > 0 else '−' if relative < 0 else '±'}{_rounded(100 * abs(relative))}"
 
 
 def _rounded(value: float) -> str:
@@ -420,7 +435,7 @@ def _energy_per_token(result: VariantResult) -> str:
 def _mfu_change(base: VariantResult, other: VariantResult) -> str:
     """MFUs over different peaks are not ranked."""
     peaks = [{(peak.dtype, peak.flop_per_s) for peak in result.peaks} for result in (base, other)]
-    return "" if peaks[0] == peaks[1] else "not ranked: other peaks"
+    return "" if peaks[0] == peaks[1] else "not ranked"
 
 
 def _loss_change(comparison: Comparison, other: VariantResult) -> str:
@@ -437,7 +452,7 @@ def _planned_note(comparison: Comparison) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, style="bold" if index == 0 else "", overflow="fold")
     return table

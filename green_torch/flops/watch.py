@@ -25,6 +25,8 @@ _DEPTH = 6
 
 Key = tuple[Any, ...]
 
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)  # noqa: SLF001 - a fast way past a slow question
+
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
@@ -105,14 +107,14 @@ class StepFlops:
             return
         try:
             key = self._key(module.training, args, kwargs)
-            if self._live:
-                self._forwards_live[key] = self._forwards_live.get(key, 0) + 1
-            elif key in self._pending:
-                self._pending[key] += 1
-            elif len(self._pending) < _MAX_PENDING:
-                if key not in self._known:
+            seen = self._forwards_live if self._live else self._pending
+            times = seen.get(key)
+            if times is not None:
+                seen[key] = times + 1
+            elif len(seen) < _MAX_PENDING:
+                if not self._live and key not in self._known:
                     self._sketches[key] = self._sketch(args, kwargs)
-                self._pending[key] = 1
+                seen[key] = 1
             else:
                 self._flags.add(Flag.FLOPS_UNKNOWN)
         except Exception as error:
@@ -120,7 +122,8 @@ class StepFlops:
 
     def _key(self, training: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Key:
         parts: list[Any] = [training, torch.is_grad_enabled()]
-        parts += [torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in self._devices]
+        if _any_autocast():
+            parts += [torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in self._devices]
         for value in args:
             parts.append(_trait(value))
         for name, value in kwargs.items():
