@@ -196,8 +196,8 @@ class GreenMonitor(_Callback):
 
     def setup(self, trainer: Trainer, *_: Any, **_named: Any) -> None:
         """Opens the run, in phase "setup"."""
-        self._close()  # of a run that ended without telling
         try:
+            self._close()  # a run that ended without telling
             self._start(trainer)
         except UsageError:
             raise
@@ -236,9 +236,8 @@ class GreenMonitor(_Callback):
         if self._counts:
             self._counting = True
             every = trainer.accumulate_grad_batches
-            self._run.counter.begin_step(
-                batch if every == 1 else (batch, (index + 1) % every == 0)
-            )  # the optimizer multiplies too
+            alike = batch if every == 1 else (batch, (index + 1) % every == 0)  # the batch that steps runs the optimizer too
+            self._run.counter.begin_step(alike)
 
     @_harmless
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:

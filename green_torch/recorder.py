@@ -43,6 +43,11 @@ PATIENCE_S = 2.0  # how long a record waits for the counter's next change, and l
 TICK_S = 0.1
 _LEVELS = 256  # levels remembered per domain: a step's start, and the phases cut out of it
 _QUEUE = 4096  # spans; beyond it neighbours are merged
+_SAID: dict[str, str] = {  # what is said once of a flag that has befallen a domain
+    Flag.METER_FAILED: "could not be read ({why}): its joules are missing from the records flagged meter_failed",
+    Flag.COUNTER_RESET: "has a counter that went back or leapt: its joules across that are bounded by the power limit only, flagged counter_reset",
+    Flag.COUNTER_STUCK: "has a counter that stands still: joules are taken at the last power, flagged counter_stuck",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +211,7 @@ class Recorder:
                     continue
                 if not settled:
                     flags.add(f"{Flag.LATE}:{name}")
-                    if timeline.counted and timeline.changed_ns < span.end.hi_ns - s_to_ns(PATIENCE_S):
+                    if timeline.stood_still(span.end.hi_ns):
                         flags.add(f"{Flag.COUNTER_STUCK}:{name}")
                 amounts = [
                     self._totals.take(name, phase, clean, (a, self._level(name, a)), (b, self._level(name, b)))
@@ -218,6 +223,10 @@ class Recorder:
                     flags.add(f"{Flag.SHARED}:{name}")
                 timeline.forget(span.end.lo_ns)
                 domains.append(_domain_energy(timeline.domain.name, timeline.domain.method, _sum(amounts)))
+        for flag in sorted(flags):
+            kind, _, name = flag.partition(":")
+            if kind in _SAID:
+                self._warn(f"{name} {_SAID[kind].format(why=failing.get(name, 'it has not answered yet'))}")
         return domains
 
     def _resolve(self, span: Span, phase: Phase) -> StepRecord:

@@ -43,7 +43,7 @@ class Flag(StrEnum):
     UNRESOLVED = "unresolved"  # the bounds are no tighter than knowing nothing
     LATE = "late"  # no counter change came within 2 s: the last part is extrapolated
     METER_FAILED = "meter_failed"  # a domain could not be read: its joules are missing
-    COUNTER_RESET = "counter_reset"  # a counter went back: the gap is bounded by the power limit only
+    COUNTER_RESET = "counter_reset"  # a counter went back, or leapt: the gap is bounded by the power limit only
     COUNTER_STUCK = "counter_stuck"  # a counter stood still while others moved
     MERGED = "merged"  # the queue was full: neighbours became one record
     SHARED = "shared"  # other processes are on the metered device
@@ -89,11 +89,15 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Cumulative joules by domain name, read between two instants. A domain that could not be read is left out."""
+    """Cumulative joules by domain name, read between two instants. A domain that could not be read is left out.
+
+    ``earlier``: readings made before this one and not yet handed on, the oldest first, by a meter that reads ahead.
+    """
 
     begin_ns: int
     end_ns: int
     energy_j: Mapping[str, float]
+    earlier: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +404,11 @@ class RunSummary:
             *self._efficiency_lines(),
             *self._carbon_lines(),
             *(("missing", reason) for reason in manifest.missing),
+            *(
+                ("missing", f"{flag.partition(':')[2]} in {count} records, which it could not be read for")
+                for flag, count in self.flags.items()
+                if flag.startswith(f"{Flag.METER_FAILED}:")
+            ),
             *(("warning", warning) for warning in self.warnings),
         ]
 

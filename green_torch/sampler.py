@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from green_torch.protocols import Clock, Meter
+    from green_torch.records import Reading
 
 _RETRY_S = 1.0  # a meter that fails is asked again no more often than this
+_HUNG_S = 2.0  # a call that takes longer counts as failing until it returns
 
 
 class Sampler:
@@ -54,8 +56,10 @@ class Sampler:
 
     def failing(self) -> dict[str, str]:
         """Domains that can't be read now, each with the reason."""
+        now_ns = self._clock.now_ns()
+        hung = [name for watch in self._watches for name in watch.hung(now_ns)]
         with self.lock:
-            return dict(self._failing)
+            return {**self._failing, **dict.fromkeys(hung, f"the driver has not answered for more than {_HUNG_S:g} s")}
 
     def resets(self, before_ns: int) -> tuple[str, ...]:
         """Domains whose counter went back at or before an instant; each reset is told once."""
@@ -65,7 +69,7 @@ class Sampler:
             return told
 
     def _take(self, meter: Meter) -> bool:
-        """One reading into the timelines; False where any domain of the meter failed."""
+        """Readings into the timelines; False where any domain of the meter failed."""
         try:
             reading = meter.read()
         except Exception as error:  # a driver binding may raise anything: rule 9
@@ -73,17 +77,20 @@ class Sampler:
             with self.lock:
                 self._failing.update({domain.name: why for domain in meter.domains})
             return False
-        whole = True
         with self.lock:
-            for domain in meter.domains:
-                energy_j = reading.energy_j.get(domain.name)
-                if energy_j is None:
-                    self._failing[domain.name] = "the meter left it out"
-                    whole = False
-                    continue
-                self._failing.pop(domain.name, None)
-                if self.timelines[domain.name].observe(reading.begin_ns, reading.end_ns, energy_j) is Flag.COUNTER_RESET:
-                    self._resets.append((reading.end_ns, domain.name))
+            return all([self._note(meter, one) for one in (*reading.earlier, reading)])
+
+    def _note(self, meter: Meter, reading: Reading) -> bool:
+        whole = True
+        for domain in meter.domains:
+            energy_j = reading.energy_j.get(domain.name)
+            if energy_j is None:
+                self._failing[domain.name] = "the meter left it out"
+                whole = False
+                continue
+            self._failing.pop(domain.name, None)
+            if self.timelines[domain.name].observe(reading.begin_ns, reading.end_ns, energy_j) is Flag.COUNTER_RESET:
+                self._resets.append((reading.end_ns, domain.name))
         return whole
 
 
@@ -98,6 +105,7 @@ class _Watch:
         self._take = take
         self._busy = threading.Lock()
         self._retry_ns = 0
+        self._asked_ns: int | None = None  # when the reading under way began
         self._closed = False
 
     def poll(self) -> None:
@@ -108,10 +116,18 @@ class _Watch:
             now_ns = self._clock.now_ns()
             if self._closed or now_ns < self._retry_ns:
                 return
+            self._asked_ns = now_ns
             if not self._take(self._meter):
                 self._retry_ns = now_ns + s_to_ns(_RETRY_S)
         finally:
+            self._asked_ns = None
             self._busy.release()
+
+    def hung(self, now_ns: int) -> tuple[str, ...]:
+        """The domains that wait for a reading which should long have returned."""
+        asked_ns = self._asked_ns
+        late = asked_ns is not None and now_ns - asked_ns > s_to_ns(_HUNG_S)
+        return tuple(domain.name for domain in self._meter.domains) if late else ()
 
     def close(self) -> None:
         """Closes the meter, unless a hung call still holds it: then it is left to the process's end."""

@@ -253,9 +253,9 @@ class StepBuilder:
         if not under_way.pieces and under_way.since.at_ns < at.at_ns:
             spans.append(Span(None, max(self._last_step, 0), ((under_way.since, under_way.since),), Work()))
         under_way.cut(at)
-        if under_way is self._step:
-            if phase is not None and sum(end.at_ns - start.at_ns for start, end in self._step.pieces) > _BETWEEN_STEPS_NS:
-                self._step.flags.add(Flag.SPLIT)
+        elapsed_ns = sum(end.at_ns - start.at_ns for start, end in under_way.pieces)
+        if under_way is self._step and phase is not None and elapsed_ns > _BETWEEN_STEPS_NS:
+            under_way.flags.add(Flag.SPLIT)
         self._phases.append(_Open(phase, at))
         return spans
 

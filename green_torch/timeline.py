@@ -11,6 +11,10 @@ instant ``t`` lies between::
 with ``q`` the counter's quantum. Any subset of knots gives valid bounds, so only the nearest are looked at and old ones are
 forgotten. The estimate is linear between knots: it telescopes, and clipped to the bounds it stays monotonic. An interval
 ``[a, b]`` then holds between ``lower(b) - upper(a)`` and ``upper(b) - lower(a)`` joules, clipped to ``[0, p_max (b - a)]``.
+
+A counter that goes back (a driver reload, a glitch) begins a new *epoch*, and so does one that leaps by more than ``p_max`` can have
+brought (it may be on its way back). What passed unseen is taken at the last power. Bounds hold within an epoch; an interval across
+two is bounded by the power alone.
 """
 
 from __future__ import annotations
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
 
 POWER_HEADROOM = 1.5  # p_max over the device's power limit: limits are control targets, transients pass them
 _NEAR = 3  # knots looked at on either side of an instant
-_KEPT = 4  # knots kept before the oldest instant still needed
+_KEPT = 32  # knots kept before the oldest instant still needed: the last power is the mean over as many
 _STRETCHES = 32  # separate stretches of time that a sum keeps apart
-_TRIM_AT = 64  # knots after which trimming is worth its cost
+_TRIM_AT = 128  # knots after which trimming is worth its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,54 +70,52 @@ class DomainTimeline:
         self._lo: list[float] = []
         self._hi: list[float] = []
         self._e: list[float] = []
-        self._epoch = 0
-        self._epoch_start = 0  # index of the epoch's first knot
+        self._epochs_gone = 0  # epochs whose knots are all forgotten
+        self._starts = [0]  # index of each remaining epoch's first knot
+        self._period_ns = math.inf  # no two updates were seen closer together than this
         self._offset_j = 0.0  # added to raw readings, so that levels go on across a reset
         self._raw_j: float | None = None
         self._seen_begin_ns = 0  # start of the last reading that saw the current value
-        self._slope_j_per_ns = 0.0
 
     @property
     def knots(self) -> int:
         """Counter changes in memory."""
         return len(self._e)
 
-    @property
-    def changed_ns(self) -> float:
-        """The latest instant by which the counter was seen to change; -inf before the first reading."""
-        return self._hi[-1] if self._hi else -math.inf
+    def stood_still(self, since_ns: int) -> bool:
+        """Whether the counter was read after an instant and had not changed since then."""
+        return self.counted and bool(self._e) and self._hi[-1] < since_ns <= self._seen_begin_ns
 
     def observe(self, begin_ns: int, end_ns: int, energy_j: float) -> Flag | None:
         """Takes a reading of the cumulative counter made between two instants.
 
-        Returns :attr:`Flag.COUNTER_RESET` when the counter went back (a driver reload, say), else ``None``.
+        Returns :attr:`Flag.COUNTER_RESET` when the counter went back, or leapt, else ``None``.
         """
         if self._raw_j is None:
             self._raw_j, self._seen_begin_ns = energy_j, begin_ns
             self._add(-math.inf if self.counted else end_ns, end_ns, energy_j)
             return None
-        if energy_j < self._raw_j:
+        event = None
+        if energy_j < self._raw_j or self._leaps(end_ns, energy_j - self._raw_j):
             self._restart(end_ns, energy_j)
-            self._raw_j, self._seen_begin_ns = energy_j, begin_ns
-            return Flag.COUNTER_RESET
-        if energy_j > self._raw_j or not self.counted:
+            event = Flag.COUNTER_RESET
+        elif energy_j > self._raw_j or not self.counted:
             self._add(self._seen_begin_ns if self.counted else end_ns, end_ns, energy_j + self._offset_j)
-            self._raw_j = energy_j
-        self._seen_begin_ns = begin_ns
-        return None
+        self._raw_j, self._seen_begin_ns = energy_j, begin_ns
+        return event
 
     def settled(self, instant: Instant) -> bool:
         """Whether no later reading can improve the level at this instant.
 
-        A counter asks for a knot after it; before the epoch's first real change the second one is awaited, since only the slope
+        A counter asks for a knot after it; before the run's first real change the second one is awaited, since only the slope
         between two tells how much of the first belongs before it.
         """
         if not self._e:
             return False
         if not self.counted:
             return self._at[-1] >= instant.at_ns
-        last = len(self._e) - 1
-        return last >= self._epoch_start + 2 and self._lo[last] >= instant.hi_ns
+        changes = len(self._e) - (self._lo[0] == -math.inf)
+        return changes >= 2 and self._lo[-1] >= instant.hi_ns
 
     def level(self, instant: Instant) -> Level:
         """Cumulative joules at an instant, extrapolated with the last known power where no later knot exists.
@@ -123,24 +125,24 @@ class DomainTimeline:
         """
         if not self._e:
             raise ValueError(f"no reading of {self.domain.name} yet")
-        lo_j, hi_j = self._lower(instant.lo_ns), self._upper(instant.hi_ns)
         estimate = self._estimate(instant.at_ns)
+        epoch = self._epoch_at(instant.at_ns)
         if not self.counted:
-            return Level(estimate, estimate, estimate, self._epoch)
-        epoch = self._epoch
-        if epoch and instant.at_ns < self._hi[self._epoch_start]:
-            epoch -= 1
-        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, epoch)
+            return Level(estimate, estimate, estimate, self._epochs_gone + epoch)
+        lo_j, hi_j = self._lower(instant.lo_ns, epoch), self._upper(instant.hi_ns, epoch)
+        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch)
 
     def forget(self, before_ns: int) -> None:
         """Drops knots that no instant from ``before_ns`` on can need."""
         if len(self._e) < _TRIM_AT:
             return
-        cut = min(bisect_left(self._hi, before_ns) - _KEPT, self._epoch_start if self._epoch else len(self._e))
+        cut = bisect_left(self._hi, before_ns) - _KEPT
         if cut > 0:
             for column in (self._at, self._lo, self._hi, self._e):
                 del column[:cut]
-            self._epoch_start = max(0, self._epoch_start - cut)
+            gone = bisect_right(self._starts, cut) - 1
+            self._epochs_gone += gone
+            self._starts = [max(0, start - cut) for start in self._starts[gone:]]
 
     def amount(self, start: Level, end: Level, duration_s: float) -> Amount:
         """Joules between two levels that lie ``duration_s`` apart."""
@@ -154,64 +156,91 @@ class DomainTimeline:
         # The estimate may leave the clipped bounds by a hair (it telescopes, they don't): bounds only ever widen to hold it.
         return Amount(energy_j, min(lo_j, energy_j), max(hi_j, energy_j), vacuous)
 
+    def _leaps(self, end_ns: int, more_j: float) -> bool:
+        """Whether no power can have brought so much since the last update."""
+        return self.counted and more_j > self.domain.quantum_j + self._p_max_per_ns * (end_ns - self._lo[-1])
+
     def _add(self, lo_ns: float, hi_ns: float, energy_j: float) -> None:
-        at_ns = hi_ns if lo_ns == -math.inf else (lo_ns + hi_ns) / 2
-        first_change = len(self._e) - 1 == self._epoch_start and self.counted
-        if self._e and at_ns > self._at[-1] and not first_change:
-            self._slope_j_per_ns = (energy_j - self._e[-1]) / (at_ns - self._at[-1])
+        if self._e and self._lo[-1] != -math.inf:
+            self._period_ns = min(self._period_ns, hi_ns - self._lo[-1])
+        self._append(self._update_at(lo_ns, hi_ns), lo_ns, hi_ns, energy_j)
+
+    def _restart(self, end_ns: int, energy_j: float) -> None:
+        """A new epoch. Its count may begin anywhere after the last update that was seen, and is joined on at the last power.
+
+        A first leap is believed, though: nothing says that it is wrong, and the counter's total stands.
+        """
+        lo_ns = self._lo[-1]
+        at_ns = self._update_at(lo_ns, end_ns)
+        went_back = energy_j + self._offset_j < self._e[-1] or len(self._starts) > 1 or self._epochs_gone
+        level_j = self._e[-1] + self._power(at_ns) if went_back else energy_j + self._offset_j
+        self._offset_j = level_j - energy_j
+        self._starts.append(len(self._e))
+        self._append(at_ns, lo_ns, end_ns, level_j)
+
+    def _power(self, at_ns: float) -> float:
+        """Joules from the last knot to an instant after it, at the mean power of the last knots."""
+        last = len(self._e) - 1
+        first = max(last - _KEPT + 1, int(self._lo[0] == -math.inf))
+        if first >= last or self._at[first] == self._at[last]:
+            return 0.0
+        return (self._e[last] - self._e[first]) / (self._at[last] - self._at[first]) * (at_ns - self._at[last])
+
+    def _update_at(self, lo_ns: float, hi_ns: float) -> float:
+        """The likely instant of an update seen within a bracket: its middle, or the last update that fits into a wide one."""
+        if lo_ns == -math.inf:
+            return hi_ns
+        at_ns = max((lo_ns + hi_ns) / 2, hi_ns - self._period_ns / 2)
+        return max(at_ns, self._at[-1]) if self._at else at_ns
+
+    def _append(self, at_ns: float, lo_ns: float, hi_ns: float, energy_j: float) -> None:
         self._at.append(at_ns)
         self._lo.append(lo_ns)
         self._hi.append(hi_ns)
         self._e.append(energy_j)
 
-    def _restart(self, end_ns: int, energy_j: float) -> None:
-        """A new epoch: what passed unseen is taken at the last power, and bounded by nothing but the limit."""
-        unseen_j = self._slope_j_per_ns * max(0.0, end_ns - self._at[-1])
-        self._offset_j = self._e[-1] + unseen_j - energy_j
-        self._epoch += 1
-        self._epoch_start = len(self._e)
-        self._add(-math.inf, end_ns, self._e[-1] + unseen_j)
+    def _epoch_at(self, at_ns: float) -> int:
+        """Which of the remaining epochs an instant falls into: the next one begins when the change was first seen."""
+        epoch = len(self._starts) - 1
+        while epoch and at_ns < self._hi[self._starts[epoch]]:
+            epoch -= 1
+        return epoch
 
-    def _span(self, at_ns: float) -> range:
-        """Indices of the knots near an instant, of the epoch that it falls into."""
-        start = self._epoch_start
-        if self._epoch and at_ns < self._hi[start]:
-            first, last = 0, start
-        else:
-            first, last = start, len(self._e)
+    def _near(self, at_ns: float, epoch: int) -> range:
+        """Indices of the knots near an instant, of one epoch."""
+        first = self._starts[epoch]
+        last = self._starts[epoch + 1] if epoch + 1 < len(self._starts) else len(self._e)
         middle = bisect_right(self._at, at_ns, first, last)
         return range(max(first, middle - _NEAR), min(last, middle + _NEAR))
 
-    def _lower(self, t: float) -> float:
+    def _lower(self, t: float, epoch: int) -> float:
         best = -math.inf
-        for k in self._span(t):
+        for k in self._near(t, epoch):
             late_ns = self._hi[k] - t
             best = max(best, self._e[k] if late_ns <= 0 else self._e[k] - self._p_max_per_ns * late_ns)
         return best
 
-    def _upper(self, t: float) -> float:
+    def _upper(self, t: float, epoch: int) -> float:
         best = math.inf
-        for k in self._span(t):
+        for k in self._near(t, epoch):
             early_ns = t - self._lo[k]
             best = min(best, self._e[k] if early_ns <= 0 else self._e[k] + self._p_max_per_ns * early_ns)
         return best + self.domain.quantum_j
 
     def _estimate(self, t: float) -> float:
-        near = self._span(t)
-        first, last = near.start, near.stop - 1
         at, e = self._at, self._e
-        after = bisect_left(at, t, first, near.stop)
-        # The first knot of an epoch is a reading, not an update: no slope may be drawn from it if a later pair exists.
-        drawn_from = first + 1 if self.counted and self._lo[first] == -math.inf and last > first else first
-        if after > last:
-            return e[last] + self._slope_j_per_ns * (t - at[last])
+        after = bisect_left(at, t)
+        if after == len(e):
+            return e[-1] + self._power(t)
+        # The run's first knot is a reading, not an update: no slope may be drawn from it if a later pair exists.
+        drawn_from = int(self.counted and self._lo[0] == -math.inf and len(e) > 1)
         if after > drawn_from:
-            share = (t - at[after - 1]) / (at[after] - at[after - 1]) if at[after] > at[after - 1] else 1.0
+            share = (t - at[after - 1]) / (at[after] - at[after - 1])
             return e[after - 1] + share * (e[after] - e[after - 1])
-        if last > drawn_from and at[drawn_from + 1] > at[drawn_from]:
+        if len(e) > drawn_from + 1 and at[drawn_from + 1] > at[drawn_from]:
             slope = (e[drawn_from + 1] - e[drawn_from]) / (at[drawn_from + 1] - at[drawn_from])
-            return max(e[first], e[drawn_from] - slope * (at[drawn_from] - t)) if drawn_from > first else e[first]
-        return e[first]
+            return max(e[0], e[drawn_from] - slope * (at[drawn_from] - t)) if drawn_from else e[0]
+        return e[0]
 
 
 class Telescope:

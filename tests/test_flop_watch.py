@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from green_torch.errors import ArgumentError, GreenTorchWarning
-from green_torch.flops import StepFlops, StepWork
+from green_torch.flops import COUNTS_COMPILED, StepFlops, StepWork
 from green_torch.records import Flag
 
 ONE = 2 * 2 * 4 * 4  # a product of (2, 4) and (4, 4)
@@ -178,9 +178,10 @@ def test_a_model_that_cant_be_counted_is_said_once():
     with flops.counting():
         loss_of(model(x(2))).backward()
     assert flops.take().flops.model_flops == 2 * ONE
-    model(x(2))
-    work = flops.take()
-    assert (work.flops.model_flops, work.flags) == (2 * ONE, ())
+    for rows, flags in ((2, ()), (8, (Flag.FLOPS_SCALED,))):
+        model(x(rows))
+        work = flops.take()
+        assert (work.flops.model_flops, work.flags) == (rows * ONE, flags)
 
 
 def test_generate_has_no_flops():
@@ -216,6 +217,7 @@ def test_frozen_later():
     for _ in range(64):
         model(x())
         work = flops.take()
+        assert work.flops is not None
     assert work.flops.model_flops == 3 * ONE
 
 
@@ -282,6 +284,11 @@ def test_counting_by_hand():
         torch.randn(2, 4) @ torch.randn(4, 4)
     work = flops.take()
     assert (work.flops.model_flops, work.flags) == (3 * ONE, (Flag.COUNTED,))
+    with flops.counting():  # a callback that counts as well doesn't count twice
+        flops.begin_step(x())
+        loss_of(model(x())).backward()
+        flops.end_step()
+    assert flops.take().flops.model_flops == 2 * ONE
     with pytest.raises(ZeroDivisionError), flops.counting():
         model(x())
         1 / 0  # noqa: B018
@@ -311,6 +318,7 @@ def test_a_hook_inside_a_compiled_graph_is_harmless():
     assert len(graphs) == 1
 
 
+@pytest.mark.skipif(not COUNTS_COMPILED, reason="this torch can't")
 def test_a_live_compiled_step_is_an_estimate():
     """A compiled model in a live step stays compiled, and its FLOPs are marked as estimated."""
     torch._dynamo.reset()
@@ -394,14 +402,15 @@ def test_nothing_raises():
 
 
 def test_a_known_forward_is_cheap_and_leaves_no_trace():
-    """A known key costs a few microseconds, and 20,000 forwards grow by nothing."""
+    """Seeing a known key costs less than calling one small layer, and 20,000 forwards grow by nothing."""
     model, flops = watched()
     batch, labels = x(), torch.arange(2)
     hook = next(iter(model._forward_pre_hooks.values()))
     hook(model, (batch, labels), {})
     flops.take()
-    best = min(_timed(hook, model, batch, labels) for _ in range(3))
-    assert best < 20e-6, "5 µs on an idle machine"
+    plain = Net().layer
+    costs = [(_timed(lambda: hook(model, (batch, labels), {})), _timed(lambda: plain(batch))) for _ in range(5)]
+    assert min(ours for ours, _ in costs) < min(layers for _, layers in costs)
     gc.collect()
     tracemalloc.start()
     for step in range(20_000):
@@ -413,10 +422,10 @@ def test_a_known_forward_is_cheap_and_leaves_no_trace():
     assert grown < 20_000
 
 
-def _timed(hook, model, batch, labels, times=1000):
+def _timed(call, times=500):
     start = time.perf_counter()
     for _ in range(times):
-        hook(model, (batch, labels), {})
+        call()
     return (time.perf_counter() - start) / times
 
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from green_torch.errors import ArgumentError, CountingError
-from green_torch.flops import LiveCounter, count_flops
+from green_torch.flops import COUNTS_COMPILED, LiveCounter, count_flops
 from green_torch.flops.formulas import FORMULAS, attention, computes, formula_of
 from green_torch.flops.once import on_meta
 
@@ -149,7 +149,8 @@ def test_attention_with_fewer_key_heads():
         math = live(step)
     product = 2 * 2 * 4 * 8 * 8 * 16
     assert fused.model_flops == math.model_flops == math.hardware_flops == 6 * product
-    assert fused.hardware_flops == 7 * product
+    assert fused.hardware_flops - fused.model_flops == fused.recompute_flops
+    assert fused.recompute_flops in {0, product}  # torch before 2.8 or so ran it as math on the CPU
 
 
 @given(
@@ -161,7 +162,7 @@ def test_attention_with_fewer_key_heads():
     st.integers(1, 8),
     st.integers(1, 8),
 )
-def test_attention_formula(batch, key_heads, share, length, keys, width, value_width):
+def test_attention_formula(batch, key_heads, share, length, keys, width, value_width):  # noqa: PLR0917 - given by hypothesis
     """Attention is two products forward and four backward; what fused kernels add is the scores; halving halves the model's."""
     q, k, v = (batch, key_heads * share, length, width), (batch, key_heads, keys, width), (batch, key_heads, keys, value_width)
     forward = attention(q, k, v, backward=False, fused=True, halved=False)
@@ -225,13 +226,11 @@ def test_gru_and_rnn():
 
 
 def test_cudnn_rnn_formula():
-    """cuDNN's fused RNN counts as the same network's steps one by one, told from its arguments."""
+    """The fused RNN of cuDNN counts as the same network's steps one by one, told from its arguments."""
     model = nn.LSTM(8, 16, 2, bidirectional=True)
     x, state = torch.randn(5, 3, 8), torch.zeros(4, 3, 16)
-    arguments = {
-        **{"input": x, "weight": list(model._flat_weights), "weight_stride0": 4, "bidirectional": True},
-        **{"batch_first": False, "batch_sizes": [], "hx": state, "output_mask": [False, False, False, True]},
-    }
+    arguments = {"input": x, "weight": list(model._flat_weights), "weight_stride0": 4, "bidirectional": True, "hx": state}
+    arguments |= {"batch_first": False, "batch_sizes": [], "output_mask": [False, False, False, True]}
     forward = FORMULAS["aten::_cudnn_rnn"][1](arguments, False)
     backward = FORMULAS["aten::_cudnn_rnn_backward"][1](arguments, False)
     assert forward.model + backward.model == train_live(model, x).model_flops
@@ -272,7 +271,7 @@ def test_gradient_penalty_inside_a_checkpoint():
         return gradient.square().sum()
 
     plain = live(lambda: penalty(x).backward())
-    replayed = live(lambda: checkpoint(penalty, x, use_reentrant=False, early_stop=False).backward())
+    replayed = live(lambda: checkpoint(penalty, x, use_reentrant=False).backward())
     assert replayed.model_flops == plain.model_flops
     assert plain.recompute_flops == 0
     assert replayed.recompute_flops == replayed.hardware_flops - replayed.model_flops > 0
@@ -302,17 +301,12 @@ def test_selective_checkpointing():
     """What a policy saves is not recomputed, and what it doesn't is."""
     layers = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.ReLU())
     x = torch.randn(4, 8, requires_grad=True)
-    counts = []
-    for saved in ([torch.ops.aten.mm.default], [torch.ops.aten.relu.default]):
-        counts.append(
-            live(
-                lambda ops=saved: (
-                    checkpoint(layers, x, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(ops))
-                    .sum()
-                    .backward()
-                )
-            )
-        )
+
+    def step(saved):
+        policy = {"context_fn": lambda: create_selective_checkpoint_contexts([saved]), "use_reentrant": False}
+        checkpoint(layers, x, **policy).sum().backward()
+
+    counts = [live(lambda op=op: step(op)) for op in (torch.ops.aten.mm.default, torch.ops.aten.relu.default)]
     assert [count.model_flops for count in counts] == [6 * 2 * 4 * 8 * 8] * 2
     assert counts[0].recompute_flops == 0 < counts[1].recompute_flops
 
@@ -440,7 +434,7 @@ def test_jagged_tensors_count_their_parts():
 
 
 def test_flex_attention_is_counted():
-    """FlexAttention counts in full, and runs while it is being counted."""
+    """FlexAttention counts in full, and runs while it is being counted; so do operators on functions, which are named."""
     from torch.nn.attention.flex_attention import flex_attention
 
     q = torch.randn(2, 4, 8, 16)
@@ -448,6 +442,9 @@ def test_flex_attention_is_counted():
     count = live(lambda: outputs.append(flex_attention(q, q, q)))
     assert count.model_flops == 4 * 2 * 4 * 8 * 8 * 16
     assert outputs[0].shape == q.shape
+    count = live(lambda: outputs.append(torch.cond(q.sum() > 0, torch.sin, torch.cos, (q,))))
+    assert outputs[1].shape == q.shape
+    assert count.uncounted_ops == ("higher_order::cond",)
 
 
 def test_what_has_no_formula_is_named():
@@ -482,11 +479,25 @@ def test_a_registered_formula_is_used():
     assert (count.model_flops, count.uncounted_ops) == (21, ())
 
 
-@pytest.mark.parametrize(
-    "name",
-    "detach upsample_linear1d resolve_conj linalg_vector_norm upsample_bilinear2d _convert_indices_from_coo_to_csr comma add native_layer_norm "
-    "_thnn_fused_lstm_cell slice_inverse _fused_adam _foreach_addcmul embedding".split(),
-)
+ELEMENTWISE = [
+    "detach",
+    "upsample_linear1d",
+    "resolve_conj",
+    "linalg_vector_norm",
+    "upsample_bilinear2d",
+    "_convert_indices_from_coo_to_csr",
+    "comma",
+    "add",
+    "native_layer_norm",
+    "_thnn_fused_lstm_cell",
+    "slice_inverse",
+    "_fused_adam",
+    "_foreach_addcmul",
+    "embedding",
+]
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_elementwise_work_is_not_listed(name):
     """Operations that only move or scale values are no gap in a count."""
     assert formula_of(f"aten::{name}") is None
@@ -504,7 +515,7 @@ def test_compiled_functions_stay_compiled():
     assert torch._dynamo.utils.counters["frames"] == {"total": 1, "ok": 1}
     for count in counts:
         assert count.model_flops == 3 * 2 * 8**3
-        assert count.estimated
+        assert count.estimated == COUNTS_COMPILED
 
 
 def test_meta_count_compiles_nothing():
@@ -555,6 +566,70 @@ def test_nothing_is_touched(ask):
     assert states[1] == random.getstate()
     assert (x.grad, calls, model.seen, len(model._forward_hooks)) == (None, [], [], 1)
     assert torch.is_grad_enabled()
+
+
+def test_a_replaced_forward():
+    """A forward that was put on the instance counts as a method; as a closure over the original it is refused, nothing touched."""
+    import types
+
+    x = torch.randn(2, 4)
+    model = nn.Linear(4, 4, bias=False)
+    model.forward = types.MethodType(torch.autocast("cpu", torch.bfloat16)(type(model).forward), model)
+    assert count_flops(model, x).flops_by_dtype == {"mm/bfloat16": 2 * 2 * 2 * 4 * 4}
+    model = nn.BatchNorm1d(4)
+    original = model.forward
+    model.forward = lambda y: original(y)  # noqa: PLW0108 - a closure is what is tested
+    with pytest.raises(CountingError, match="original"):
+        count_flops(model, x)
+    assert model.weight.requires_grad
+    assert model.weight.grad is None
+    assert torch.equal(model.running_mean, torch.zeros(4))
+
+
+def test_distributed_wrappers():
+    """DDP, FSDP2 and tensor parallelism count what this rank runs, live; DDP and FSDP2 on meta too, replays told apart."""
+    from torch import distributed as dist
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    plain = count_flops(small_gpt(), TOKENS)
+    replayed = count_flops(small_gpt(reentrant=False), TOKENS)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        wrapped = small_gpt()
+        wrapped.blocks = nn.ModuleList(checkpoint_wrapper(block) for block in wrapped.blocks)
+        cases = [
+            (nn.parallel.DistributedDataParallel(small_gpt()), plain),
+            (fully_shard(small_gpt(), mesh=mesh), plain),
+            (fully_shard(small_gpt(reentrant=False), mesh=mesh), replayed),
+            (wrapped, replayed),
+        ]
+        for model, expected in cases:
+            assert train_live(model, TOKENS).hardware_flops == expected.hardware_flops
+            assert count_flops(model, TOKENS) == expected
+            assert train_live(model, TOKENS).model_flops == plain.model_flops
+        layer = parallelize_module(nn.Linear(16, 16, bias=False), mesh, ColwiseParallel())
+        assert train_live(layer, torch.randn(2, 16)).model_flops == 2 * 2 * 2 * 16 * 16
+    finally:
+        dist.destroy_process_group()
+
+
+def test_fake_tensors():
+    """A counter inside the user's fake mode counts; a fake mode that somebody enters while counting runs nothing, so it doesn't."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    layer = nn.Linear(4, 4, bias=False)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert live(lambda: layer(torch.randn(2, 4))).model_flops == 2 * 2 * 4 * 4
+
+    def shapes_only():
+        with fake:
+            layer(torch.empty(2, 4))
+
+    assert live(shapes_only).model_flops == 0
 
 
 def test_users_modes_stay_as_they_were():

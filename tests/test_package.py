@@ -28,8 +28,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"records"}),
     frozenset({"protocols"}),  # they speak of records
     frozenset({"meters", "clock", "flops", "peaks", "intensity", "embodied", "sinks"}),
-    frozenset({"timeline"}),  # its Instant and Level are what sampler and steps speak
-    frozenset({"sampler", "footprint", "statistics", "steps"}),
+    frozenset({"timeline", "sampler_child"}),  # whose types sampler, steps and recorder speak
+    frozenset({"sampler", "footprint", "statistics", "steps", "calibration"}),
     frozenset({"recorder"}),
     frozenset({"tracker"}),
     frozenset({"lightning", "transformers", "experiment", "ledger", "schedule", "testing"}),

@@ -213,15 +213,15 @@ def planned(comparison: Comparison, ran: list[VariantResult], planned_tokens: fl
 
 
 def difference(found: Difference | None) -> str:
-    """A difference with its interval, or that the two can't be told apart: "+38.0 % (+31.0 to +45.0)"."""
+    """A difference over its interval, "+38.0 %" over "(+31.0 to +45.0)"; or that the two can't be told apart."""
     if found is None:
         return _UNKNOWN
     if found.lo is None or found.hi is None:
         return f"{_change(found.estimate)}, no interval"
     interval = _interval(found.lo, found.hi, found.estimate)
     if not found.distinguishable:
-        return f"can't be told apart ({interval} {_sign(found.estimate)})"
-    return f"{_change(found.estimate)} ({interval})"
+        return f"can't be told apart{_NEXT_LINE}({interval} {_sign(found.estimate)})"
+    return f"{_change(found.estimate)}{_NEXT_LINE}({interval})"
 
 
 def saved(figure: Range | None, judged: Difference | None, show: Callable[[float], str]) -> str:
@@ -317,7 +317,7 @@ def _grounds(ran: list[VariantResult]) -> Table:
     for one in ran:
         for peak in one.peaks:
             peaks.setdefault(peak, []).append(one.name)
-    processor = next((peak.device for peak in peaks if peak.basis == "measured"), manifest.device)
+    processor = next((peak.device for peak in peaks if peak.basis == "measured"), manifest.device) or "not known"
     rows = [
         ("device", f"{processor}{threads}, torch {manifest.versions.get('torch', 'not known')}"),
         ("model", f"{manifest.model}, {count(manifest.parameters)} parameters"),
@@ -402,8 +402,8 @@ def _rounded(value: float) -> str:
     """Three digits, thousands apart."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    return f"{round(value, digits):,.{max(0, digits)}f}"
+    value = float(f"{value:.3g}")
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def _joules(value: float) -> str:
@@ -429,7 +429,7 @@ def _energy_per_token(result: VariantResult) -> str:
     his = [block.energy_hi_j for block in result.blocks if block.energy_hi_j is not None]
     if not tokens or len(los) < len(result.blocks) or len(his) < len(result.blocks):
         return si(result.energy_per_token_j, "J")
-    return bounded(result.energy_per_token_j, math.fsum(los) / tokens, math.fsum(his) / tokens, _joules)
+    return bounded(result.energy_per_token_j, math.fsum(los) / tokens, math.fsum(his) / tokens, _joules, between=_NEXT_LINE)
 
 
 def _mfu_change(base: VariantResult, other: VariantResult) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 import green_torch
@@ -29,6 +29,9 @@ VARIANTS = ("fp32", "bf16")
 PLANNED_TOKENS = 10e9
 BUDGET_S = 40.0
 _BLOCKS = 8
+# What lies behind at each stage, in blocks' time; above 0 at first, since that is where the pace counts from.
+_AHEAD = {"starting": 0.1, "warming up": 3, "measuring": 5}
+_WHOLE_RUN_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +56,19 @@ def demonstrate(log_dir: Path, *, steps: int | None, region: str | None, seed: i
     """
     if steps is not None and steps < 1:
         raise ArgumentError(f"--steps {steps}: give 1 or more")
-    log_dir = _fresh(log_dir)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings():  # wrong arguments raise here, before two workers have loaded torch
         warnings.simplefilter("ignore", GreenTorchWarning)
-        green_torch.track(
-            log_dir=log_dir, region=region, meters=()
-        )  # wrong arguments raise here, before two workers have loaded torch
+        green_torch.track(log_dir=log_dir, region=region, meters=())
+    free = _free(log_dir)
+    if free != log_dir:
+        console.print(f"{log_dir} holds an earlier demo: this one goes to {free}", highlight=False, markup=False)
     blocks = _BLOCKS if steps is None else min(_BLOCKS, steps)
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} blocks"))
-    with Progress(
-        *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True
-    ) as bar:
-        task = bar.add_task("starting", total=blocks * len(VARIANTS))
+    with _bar(console) as bar:
+        task = bar.add_task("loading torch", total=_AHEAD["measuring"] + blocks * len(VARIANTS))
 
         def tell(at: experiment.Progress) -> None:
-            bar.update(task, description=f"{at.stage} {at.variant}", completed=at.done, total=at.total)
+            stage = "loading torch" if at.stage == "starting" else f"{at.stage} {at.variant}"
+            bar.update(task, description=stage, completed=_AHEAD.get(at.stage, _AHEAD["measuring"]) + at.done)
 
         found = experiment.compare(
             "green_torch.gpt:workload",
@@ -76,14 +77,27 @@ def demonstrate(log_dir: Path, *, steps: int | None, region: str | None, seed: i
             steps_per_block=None if steps is None else math.ceil(steps / blocks),
             budget_s=BUDGET_S,
             seed=seed,
-            log_dir=log_dir,
+            log_dir=free,
             region=region,
             progress=tell,
         )
-    return Demo(found, log_dir, seed)
+    return Demo(found, free, seed)
 
 
-def _fresh(log_dir: Path) -> Path:
+def _bar(console: Console) -> Progress:
+    """Stage, bar, percent, and the time left by the pace so far."""
+    return Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %  time left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        speed_estimate_period=_WHOLE_RUN_S,
+    )
+
+
+def _free(log_dir: Path) -> Path:
     """The directory itself, or ``…-2`` and so on where an earlier demo stands: two runs in one directory would read as one resumed."""
     number, free = 1, log_dir
     while any((free / variant).exists() for variant in VARIANTS):

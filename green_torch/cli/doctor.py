@@ -171,6 +171,11 @@ def _metered(meter: Meter, first: tuple[int, dict[str, float]], missing: list[st
         power_w = None
         if energy_j is not None and domain.name in begin_j and reading.end_ns > begin_ns:
             power_w = (energy_j - begin_j[domain.name]) * NS_PER_S / (reading.end_ns - begin_ns)
+            if domain.method is Method.COUNTER and power_w <= 0:
+                span_s = ns_to_s(reading.end_ns - begin_ns)
+                missing.append(
+                    f"{domain.name}: its counter did not rise in {span_s:.1f} s: the joules that it gives are not to be trusted"
+                )
         yield Metered(domain, power_w)
 
 
@@ -290,8 +295,8 @@ def show(report: Report, console: Console) -> None:
     _print(
         console,
         "Peaks, dense: what MFU is measured against",
-        ("device", "dtype", "peak", "basis", "source"),
-        ((peak.device, peak.dtype, si(peak.flop_per_s, "FLOP/s"), peak.basis, peak.source) for peak in report.peaks),
+        ("device", "peak", "basis", "source"),
+        _peak_rows(report.peaks),
         "none known: no MFU without peak_flop_per_s=",
     )
     grid = report.grid
@@ -321,6 +326,15 @@ def show(report: Report, console: Console) -> None:
         console.print(Text(f"• {text}"), soft_wrap=True)
 
 
+def _peak_rows(peaks: Sequence[DevicePeak]) -> Iterator[tuple[str, ...]]:
+    """One row a device and source, its dtypes one under the other."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for peak in peaks:
+        rows.setdefault((peak.device, peak.basis, peak.source), []).append(f"{peak.dtype} {si(peak.flop_per_s, 'FLOP/s')}")
+    for (device, basis, source), lines in rows.items():
+        yield device, "\n".join(lines), basis, source
+
+
 def _bounds(domain: Domain) -> str:
     """What bounds a step's joules."""
     if domain.method is not Method.COUNTER:
@@ -333,8 +347,8 @@ def _print(console: Console, title: str, headings: Sequence[str], rows: Iterable
     console.print()
     console.print(Text(title, style="bold"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table if table.row_count else Text(f"  {empty}"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from green_torch.errors import ArgumentError
 from green_torch.experiment.results import Block, Comparison, VariantResult
 from green_torch.experiment.variants import Build, Variant, parse_variant
-from green_torch.experiment.worker import SETTLE_STEPS, WARM_UP, Done, Failed, Job, Order, Ready, Refused, Warm, work
+from green_torch.experiment.worker import SETTLE_STEPS, WARM_UP, Done, Failed, Job, Measured, Order, Ready, Refused, Warm, work
 
 if TYPE_CHECKING:
     import os
@@ -143,7 +143,7 @@ def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int
         for position, index in enumerate(order):
             if not arms[index].lost:
                 tell("measuring", arms[index].name)
-                arms[index].ask(Order(number, position, n_steps), Block)
+                arms[index].ask(Order(number, position, n_steps), Measured)
             tell.done += 1
 
 

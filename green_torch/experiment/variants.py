@@ -38,7 +38,7 @@ class Variant:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or self.name != Path(self.name).name:
+        if self.name in {"", ".."} or self.name != Path(self.name).name:
             raise ArgumentError(f"A variant's name becomes a folder's: {self.name!r} can't be one.")
         if self.precision == "16-mixed":
             raise ArgumentError("precision='16-mixed' needs a gradient scaler, which is not here yet; use 'bf16-mixed'.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import signal
-import statistics
 import threading
 import time
 import traceback
@@ -67,6 +66,11 @@ class Warm:
     step_s: float
     threads: int
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The steps of a block were taken; the block comes with the next order, when its energy is settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +164,13 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
             span = bench.run(tracker, order.n_steps, stopped)
             with tracker.suspend():
                 bench.write_losses(tracker)
-                if span is not None:
-                    tracker.flush()
+                yield Measured()
+                following = receive()
+                if span is not None:  # its energy was settled while another variant had its turn
+                    if not records.reach(span.last_step):
+                        tracker.flush()
                     yield _block(order, span, records.take(span.first_step, span.last_step, _PATIENCE_S))
-                order = receive()
+                order = following
     yield Done(tracker.summary())
 
 
@@ -212,7 +219,7 @@ class _Bench:
         self._losses: list[torch.Tensor] = []  # since they were last written
 
     def warm_up(self, tracker: Tracker, n_steps: int) -> float:
-        """Takes steps, counting the FLOPs of the first; returns the median seconds of the later half."""
+        """Takes steps, counting the FLOPs of the first; returns the least seconds of the later half."""
         times_s = []
         for number in range(n_steps):
             start_s = time.monotonic()
@@ -221,7 +228,7 @@ class _Bench:
                 loss, units = self._train()
             self._mark(tracker, loss, units, wait=True)
             times_s.append(time.monotonic() - start_s)
-        return statistics.median(times_s[len(times_s) // 2 :])
+        return min(times_s[len(times_s) // 2 :])
 
     def run(self, tracker: Tracker, n_steps: int, stopped: Callable[[], bool]) -> _Span | None:
         """Settles, then takes the steps of a block; ``None`` where it was stopped on the way."""
@@ -285,6 +292,11 @@ class _Records:
 
     def close(self) -> None:
         """Has nothing to close."""
+
+    def reach(self, step: int) -> bool:
+        """Whether the record of this step is there."""
+        with self._news:
+            return any(record.step >= step for record in self._records)
 
     def take(self, first_step: int, last_step: int, timeout_s: float) -> list[StepRecord]:
         """The records of these steps, waiting for the last one at most so long; forgets everything older."""

@@ -94,8 +94,8 @@ class LiveCounter:
     hold them all; ``recompute_flops`` are the first two. ``attention="causal"`` halves attention where the call says ``is_causal``
     (hand-written masks can't be told; they count in full). Compiled functions stay compiled: what they call as operations is counted
     and marked ``estimated``, kernels that the compiler wrote itself go unseen. On a torch without
-    ``TorchDispatchMode.ignore_compile_internals`` don't run a compiled function inside for the first time. Nothing raised here
-    reaches the code inside.
+    ``TorchDispatchMode.ignore_compile_internals`` compiled functions run eagerly inside (they would do so for good otherwise).
+    Nothing raised here reaches the code inside.
 
     Raises:
         ArgumentError: ``attention`` is neither "full" nor "causal".
@@ -104,17 +104,24 @@ class LiveCounter:
     def __init__(self, attention: Attention = "full") -> None:
         self._tally = Tally(attention)
         self._mode: CountingMode | None = None
+        self._stance: Any = None
 
     def __enter__(self) -> Self:
         sweep()
+        if not COUNTS_COMPILED:
+            self._stance = torch.compiler.set_stance("force_eager")
+            self._stance.__enter__()
         self._mode = CountingMode(self._tally)
         self._mode.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         mode, self._mode = self._mode, None
+        stance, self._stance = self._stance, None
         if mode is not None:
             mode.retire()
+        if stance is not None:
+            stance.__exit__(None, None, None)
 
     def count(self) -> FlopCount:
         """FLOPs of everything that ran inside so far."""
@@ -139,6 +146,9 @@ class CountingMode(TorchDispatchMode):
         self._adapt = adapt
         self._active = True
         self._below: object = None
+        self._fake = _fake_mode()
+        if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+            _introduce()
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -160,8 +170,10 @@ class CountingMode(TorchDispatchMode):
         if not self._active:
             return func(*args, **kwargs)
         if isinstance(func, torch._ops.HigherOrderOperator):  # noqa: SLF001 - no public name for it
-            return self._higher_order(func, args, kwargs)
-        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):  # type: ignore[attr-defined]  # tensors
+            return self.higher_order(func, args, kwargs)
+        if _fake_mode() is not self._fake:  # shapes alone, of a sharding or a trace: nothing runs
+            return func(*args, **kwargs)
+        if self._fake is None and any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):  # type: ignore[attr-defined]  # tensors
             return NotImplemented  # DTensor, nested and quantized tensors break up first: their parts are what runs here
         if torch.is_inference_mode_enabled() and formula_of(_name(func)) is None:  # composites arrive whole: break them up
             with self:
@@ -174,7 +186,7 @@ class CountingMode(TorchDispatchMode):
         self._tally.see(func, args, kwargs, out)
         return out
 
-    def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """FlexAttention counts in full, whatever its mask; other operators on functions are named as uncounted."""
         name = str(func)
         out = func(*args, **kwargs)
@@ -215,10 +227,25 @@ def sweep() -> None:
         _retired.pop().__exit__(None, None, None)
 
 
+def _introduce() -> None:
+    """Tells an older torch's operators on functions how to run under a counter; they would raise at a mode they don't know."""
+    for operator in getattr(torch._ops, "_higher_order_ops", {}).values():  # noqa: SLF001 - no public list; guarded
+        if CountingMode not in operator.python_key_table:
+            operator.py_impl(CountingMode)(lambda mode, *args, _op=operator, **kwargs: mode.higher_order(_op, args, kwargs))
+
+
 def _stack() -> list[Any] | None:
     """The dispatch modes that are on, outermost first; ``None`` where this torch doesn't tell."""
     try:
         return list(dispatch._get_current_dispatch_mode_stack())  # noqa: SLF001 - no public way; guarded
+    except AttributeError:
+        return None
+
+
+def _fake_mode() -> object:
+    """Torch's own mode that runs shapes without values, where it is on."""
+    try:
+        return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)  # noqa: SLF001 - no public way; guarded
     except AttributeError:
         return None
 

@@ -53,12 +53,12 @@ def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **k
         if device == "meta":
             raise CountingError(_explain(model, error, "count_flops(model.to_empty(device='cpu'), ...)")) from error
     try:
-        with _same_randomness():
-            inputs, named = converted((args, kwargs), to_clone)
-            tally = Tally(attention)
-            with CountingMode(tally), torch.enable_grad():
-                _train(replicate(model, to_clone), inputs, named)
-            return tally.count()
+        replica = replicate(model, to_clone)
+        inputs, named = converted((args, kwargs), to_clone)
+        tally = Tally(attention)
+        with _same_randomness(), torch.enable_grad(), CountingMode(tally, _Originals(model).refuse):
+            _train(replica, inputs, named)
+        return tally.count()
     except Exception as error:
         raise CountingError(_explain(model, error, "model(*args) first, to see it run")) from error
 
@@ -78,13 +78,13 @@ def on_meta(
 
     ``device`` is the kind on which it really runs, whose ``autocast`` dtype it runs under. Raises whatever the model raises on meta.
     """
-    stand_in = _StandIn(device)
+    stand_in = _StandIn(device, _Originals(model))
     tally = Tally(attention, stand_in.dtype)
     fused = fused and _fused_allowed()
     with ExitStack() as stack:
         for context in (hidden(), _eagerly(), _same_randomness(), torch.set_grad_enabled(backward)):
             stack.enter_context(context)
-        if device != "meta":
+        if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, autocast, enabled=autocast is not None))
         replica = replicate(model, to_meta)
         inputs, named = converted((args, kwargs), to_meta)
@@ -103,14 +103,13 @@ def device_of(model: nn.Module) -> str:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What autocast casts to on that kind of device; ``None`` where it is off."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 
 
 def _train(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    output = model(*args, **kwargs)
-    loss = _loss(output)
+    loss = _loss(model(*args, **kwargs))
     if loss is not None:
         loss.backward()
 
@@ -128,14 +127,33 @@ def _explain(model: nn.Module, error: Exception, remedy: str) -> str:
     return f"The FLOPs of {type(unwrap(model)).__name__} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
 
 
+class _Originals:
+    """The tensors of the model that is copied: a copy that works on them is none, and would leave traces."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def refuse(self, _func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Stops at the first operation on one of them, before it runs."""
+        if any(id(tensor) in self._ids for tensor in _tensors(args, kwargs)):
+            raise RuntimeError("a function on it keeps to the original (a replaced forward?), so that no copy can run")
+        return args, kwargs
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    flat = [*args, *kwargs.values()]
+    return [t for item in flat for t in (item if type(item) in {list, tuple} else (item,)) if isinstance(t, torch.Tensor)]
+
+
 class _StandIn(TorchFunctionMode):
     """Lets a model think that its meta tensors are on its own device, and remembers what autocast would have made of them.
 
     Autocast doesn't cast meta tensors, and its state can't be read from inside an operation: it is read at each call of torch.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, originals: _Originals) -> None:
         super().__init__()
+        self._originals = originals
         self._device = device
         self._autocast: torch.dtype | None = None
         self._autocast_seen: torch.dtype | None = None
@@ -153,14 +171,11 @@ class _StandIn(TorchFunctionMode):
         cast = self._autocast_seen if in_backward() else self._autocast
         return cast if cast is not None and dtype is torch.float32 else dtype
 
-    @staticmethod
-    def adapt(_func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def adapt(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Moves to meta what the model makes on its device, and whatever meets a meta tensor."""
+        self._originals.refuse(func, args, kwargs)
         device = kwargs.get("device")
-        flat = [*args, *kwargs.values()]
-        tensors = [
-            t for item in flat for t in (item if type(item) in {list, tuple} else (item,)) if isinstance(t, torch.Tensor)
-        ]
+        tensors = _tensors(args, kwargs)
         on_meta = any(t.is_meta for t in tensors)
         if device is not None and (on_meta or torch.device(device).type != "cpu"):
             kwargs = {**kwargs, "device": torch.device("meta")}

@@ -20,6 +20,7 @@ _WRAPPERS = {
     "DataParallel": "module",
     "FullyShardedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
+    "_FabricModule": "_forward_module",
 }
 _FOREIGN = frozenset({"_trainer", "_fabric"})  # a LightningModule's way out of the model
 
@@ -45,9 +46,16 @@ def _alike(tensor: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP's, FSDP's and ``torch.compile``'s wrappers."""
+    """The model inside DDP's, FSDP's, Fabric's and ``torch.compile``'s wrappers."""
     while (attribute := _WRAPPERS.get(type(model).__name__)) is not None:
         model = getattr(model, attribute)
+    return model
+
+
+def where_to_watch(model: nn.Module) -> nn.Module:
+    """The module whose forward runs under the settings that count: Fabric's wrapper enters its precision only inside."""
+    while type(model).__name__ == "_FabricModule":
+        model = getattr(model, _WRAPPERS["_FabricModule"])
     return model
 
 
@@ -55,7 +63,7 @@ def replicate(model: nn.Module, convert: Convert) -> nn.Module:
     """A copy of the model with every tensor converted; tied weights stay tied, frozen ones frozen."""
     model = unwrap(model)
     modules = list(model.modules())
-    memo: dict[int, Any] = {id(module): type(module).__new__(type(module)) for module in modules}
+    memo: dict[int, Any] = {id(module): object.__new__(type(module)) for module in modules}
     for module in modules:
         for tensor in (*module._parameters.values(), *module._buffers.values()):  # noqa: SLF001 - lazily parametrized ones too
             if tensor is not None and id(tensor) not in memo:

@@ -15,7 +15,7 @@ from torch import nn
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.flops.counter import COUNTS_COMPILED, Attention, LiveCounter, sweep
 from green_torch.flops.once import autocast_dtype, device_of, hidden, on_meta
-from green_torch.flops.replica import converted, tensors_in, to_meta
+from green_torch.flops.replica import converted, tensors_in, to_meta, where_to_watch
 from green_torch.records import Flag, FlopCount
 
 MAX_KEYS = 16
@@ -78,6 +78,7 @@ class StepFlops:
         self._step_elements = 0
         self._live = False
         self._forwards_live: dict[Key, int] = {}
+        self._live_elements = 0
         self._takes = 0
         self._trained: int | None = None
         self._stopped = False  # the model can't be counted on meta: what comes is scaled, or counted by hand
@@ -92,7 +93,7 @@ class StepFlops:
         try:
             self._devices = tuple({"cpu", *(("cuda",) if torch.cuda.is_available() else ()), device_of(self._model)} - {"meta"})
             self._trained = self._trainable()
-            self._hook = self._model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+            self._hook = where_to_watch(self._model).register_forward_pre_hook(self._before_forward, with_kwargs=True)
         except Exception as error:
             self._give_up(error)
 
@@ -112,7 +113,9 @@ class StepFlops:
             if times is not None:
                 seen[key] = times + 1
             elif len(seen) < _MAX_PENDING:
-                if not self._live and key not in self._known:
+                if self._live:
+                    self._live_elements = _elements((args, kwargs))
+                elif key not in self._known:
                     self._sketches[key] = self._sketch(args, kwargs)
                 seen[key] = 1
             else:
@@ -145,6 +148,8 @@ class StepFlops:
         """Opens a step on this batch: counts it live where its key is new."""
         try:
             self.abort()
+            if self._off or self._live:
+                return
             training = self._model.training if self._model is not None else True
             self._step_key = ("step", *self._key(training, (batch,), {}))
             if self._step_key in self._known:
@@ -210,7 +215,7 @@ class StepFlops:
         self._flags.add(Flag.COUNTED)
         if len(self._forwards_live) == 1:  # what was counted by hand holds for every later forward on such inputs
             ((key, times),) = self._forwards_live.items()
-            self._known[key] = (count.scaled(1 / times), self._known.get(key, (None, 0))[1])
+            self._known[key] = (count.scaled(1 / times), self._live_elements)
 
     # -- what it came to -----------------------------------------------------------------------------------------------------------
 
@@ -222,12 +227,12 @@ class StepFlops:
         flags, self._flags = self._flags, set()
         try:
             sweep()
-            self._recheck()
             for key, times in pending.items():
                 flops = self._flops_of(key, sketches.get(key), flags)
                 if flops is not None:
                     part = flops if times == 1 else flops.scaled(times)
                     total = part if total is None else total + part
+            self._recheck()
         except Exception as error:
             self._give_up(error)
         if self._off and total is None:

@@ -55,6 +55,7 @@ _THROTTLE = {  # NVML's nvmlClocksEventReasons; being idle or at clocks of the u
     pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "power brake",
 }
 
+_LACKING = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
 _END_OF_LIST = {"", "-1", "nodevfiles", "none", "void"}  # the usual ways to say "no GPU from here on"
 
 Answer = TypeVar("Answer")
@@ -212,6 +213,19 @@ class NvmlMeter:
         if self._method is Method.COUNTER:
             return Reading(begin_ns, end_ns, {self._name: value * J_PER_MJ})
         return Reading(begin_ns, end_ns, {self._name: self._integrate((begin_ns + end_ns) / 2, value / 1000)})
+
+    def power_w(self) -> float:
+        """Power now, in watts, for comparison with the counter; instant where the GPU tells that, else as NVML averages it.
+
+        Raises:
+            MeterError: the GPU does not answer, or does not tell.
+        """
+        try:
+            with suppress(*_LACKING, pynvml.NVMLError_InvalidArgument):
+                return _instant_power_mw(self._handle) / 1000
+            return int(pynvml.nvmlDeviceGetPowerUsage(self._handle)) / 1000
+        except pynvml.NVMLError as error:
+            raise MeterError(self._why(error)) from error
 
     def shared_now(self) -> bool:
         """Whether other compute processes are on the GPU; ``False`` where the driver doesn't tell. Costs a few driver calls."""
@@ -412,11 +426,10 @@ def _torch_uuids() -> list[str] | None:
 
 def _sensor(handle: Any) -> tuple[Method, Callable[[Any], int], str]:
     """The best that the GPU has; raises ``NVMLError`` where it has nothing, or where its counter fails for another reason."""
-    lacking = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
-    with suppress(*lacking):
+    with suppress(*_LACKING):
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         return Method.COUNTER, pynvml.nvmlDeviceGetTotalEnergyConsumption, "energy counter"
-    with suppress(*lacking, pynvml.NVMLError_InvalidArgument):
+    with suppress(*_LACKING, pynvml.NVMLError_InvalidArgument):
         _instant_power_mw(handle)
         return Method.SAMPLED, _instant_power_mw, "instant power, integrated"
     pynvml.nvmlDeviceGetPowerUsage(handle)

@@ -1,0 +1,294 @@
+"""Reads GPUs' energy counters in a small process of their own, where no busy training thread delays a reading.
+
+A thread has to wait for the interpreter lock, so it sees a counter change late by as much as the training thread holds it, and takes
+the lock from the training thread at each reading. The child imports no torch, opens no CUDA context, and watches closely only where
+the counter is due to change, so it sees changes within about a millisecond; the parent fetches them ten times a second. While the
+child is silent (starting, gone, or unable to read) the parent's thread reads for itself. ``GREEN_TORCH_SAMPLER=thread`` turns it off.
+
+The child ends when its standard input closes or its parent changes, within a second of the parent's end however that came. (It does
+without PR_SET_PDEATHSIG, which strikes when the *thread* that started the child ends.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pynvml
+
+from green_torch.errors import MeterError
+from green_torch.meters.nvml import NvmlMeter
+from green_torch.records import Method, Reading
+from green_torch.units import NS_PER_S, ns_to_s, s_to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from green_torch.protocols import Meter
+    from green_torch.records import Domain
+
+SWITCH = "GREEN_TORCH_SAMPLER"
+FETCH_S = 0.1  # between two looks at what the child has read
+SILENT_NS = NS_PER_S  # after so long without a word from the child its parent reads for itself
+_ALIVE_NS = NS_PER_S // 4  # the child says so often at least that it still reads
+_RETRY_S = 1.0
+_RECORD = struct.Struct("<Bqqd")  # which GPU, begin and end in ns, joules (NaN: it can't be read)
+_GAPS = 8  # intervals between changes that the counter's period is taken from
+_LEARNING_NS = NS_PER_S
+
+
+def in_child(meters: Sequence[Meter], poll_interval_s: float) -> list[Meter]:
+    """The same meters, with every NVML counter among them read by one child process (Linux only)."""
+    counters = [meter for meter in meters if isinstance(meter, NvmlMeter) and meter.domains[0].method is Method.COUNTER]
+    python = Path(sys.executable or "").name.startswith("python") and not getattr(sys, "frozen", False)
+    if not counters or not python or sys.platform != "linux" or os.environ.get(SWITCH) == "thread":
+        return list(meters)
+    child = _Child(counters, poll_interval_s)
+    places = {id(meter): place for place, meter in enumerate(counters)}
+    return [
+        ChildMeter(meter, child, places[id(meter)]) if isinstance(meter, NvmlMeter) and id(meter) in places else meter
+        for meter in meters
+    ]
+
+
+class ChildMeter:
+    """One GPU's counter as the child reads it. Made by :func:`in_child`."""
+
+    def __init__(self, meter: NvmlMeter, child: _Child, place: int) -> None:
+        self._meter = meter
+        self._child = child
+        self._place = place
+        self._newest: Reading | None = None
+        self._heard_ns: float = -math.inf
+        self._closing = threading.Event()
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """The one domain, this GPU."""
+        return self._meter.domains
+
+    @property
+    def interval_s(self) -> float | None:
+        """Left to the sampler; once the child reads, each ``read`` takes ``FETCH_S``."""
+        return None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the child does the reading now."""
+        return time.monotonic_ns() - self._heard_ns < SILENT_NS
+
+    def read(self) -> Reading:
+        """What the child has read since the last call, the newest in front of the ``earlier`` ones; it waits for more to come.
+
+        Raises:
+            MeterError: neither the child nor this process can read the GPU.
+        """
+        if self.apart:
+            self._closing.wait(FETCH_S)
+        newest = self._newest
+        fresh: list[Reading] = []
+        for begin_ns, end_ns, energy_j in self._child.fetch(self._place):
+            self._heard_ns = -math.inf if math.isnan(energy_j) else end_ns
+            if not math.isnan(energy_j) and (newest is None or begin_ns >= newest.end_ns):
+                newest = Reading(begin_ns, end_ns, {self.domains[0].name: energy_j})
+                fresh.append(newest)
+        if fresh:
+            self._newest = replace(fresh[-1], earlier=tuple(fresh[:-1]))
+        elif newest is None or not self.apart:
+            self._newest = self._meter.read()
+        else:
+            self._newest = replace(newest, earlier=())
+        return self._newest
+
+    def close(self) -> None:
+        """Lets go of the GPU, and of the child with the last of its meters; safe to call twice."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self._child.release()
+            self._meter.close()
+
+
+class _Child:
+    """The process and its pipe, shared by its meters. It is started on the first fetch, off the training thread."""
+
+    def __init__(self, meters: Sequence[NvmlMeter], poll_interval_s: float) -> None:
+        gpus = [(meter.uuid, meter.domains[0].name) for meter in meters]
+        self._order = json.dumps({"parent": os.getpid(), "poll_interval_s": poll_interval_s, "gpus": gpus})
+        self._read: tuple[deque[tuple[int, int, float]], ...] = tuple(deque() for _ in meters)
+        self._users = len(meters)
+        self._rest = b""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._over = False
+
+    @property
+    def pid(self) -> int | None:
+        """The running child's process id."""
+        return self._process.pid if self._process else None
+
+    def fetch(self, place: int) -> list[tuple[int, int, float]]:
+        """What was read of one GPU since the last fetch."""
+        with self._lock:
+            if self._process is None and not self._over:
+                self._start()
+            if self._process is not None:
+                self._pump(self._process)
+            readings = list(self._read[place])
+            self._read[place].clear()
+            return readings
+
+    def release(self) -> None:
+        """One meter less; with the last of them the child ends."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._end()
+
+    def _start(self) -> None:
+        paths = [str(Path(__file__).parents[1]), str(Path(pynvml.__file__).parent)]
+        code = f"import sys; sys.path += {paths!r}; from green_torch.sampler_child import main; main(sys.argv[1])"
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and our own code)
+                [sys.executable, "-I", "-S", "-c", code, self._order],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:  # no memory, no processes left: the thread reads
+            self._over = True
+            return
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+
+    def _pump(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with suppress(BlockingIOError):
+            while chunk := os.read(process.stdout.fileno(), 1 << 16):
+                self._rest += chunk
+            self._end()  # the pipe's end: the child is gone
+        whole = len(self._rest) - len(self._rest) % _RECORD.size
+        for place, *reading in _RECORD.iter_unpack(self._rest[:whole]):
+            self._read[place].append((reading[0], reading[1], reading[2]))
+        self._rest = self._rest[whole:]
+
+    def _end(self) -> None:
+        process, self._process, self._over = self._process, None, True
+        if process is None:
+            return
+        process.kill()  # it has nothing to lose
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        with suppress(subprocess.TimeoutExpired):  # a driver call may hold on to it
+            process.wait(timeout=0.5)
+
+
+class Pace:
+    """When to read a counter next: closely where it is due to change, hardly in between.
+
+    The update instants are followed as an interval: the last one, moved on by the period (the median of the last gaps) and widened by
+    their spread, cut with the bracket in which the next was seen. Until the period is known, for a second at most, readings are close
+    (a tenth of ``poll_interval_s``); where the counter did not change when due, they are ``poll_interval_s`` apart.
+    """
+
+    def __init__(self, poll_interval_s: float) -> None:
+        self._coarse_ns = s_to_ns(poll_interval_s)
+        self._fine_ns = self._coarse_ns // 10
+        self._gaps: deque[float] = deque(maxlen=_GAPS)
+        self._period_ns = math.inf
+        self._begun_ns: int | None = None
+        self._seen_ns = 0  # start of the last reading
+        self._update: tuple[float, float] | None = None  # bounds of the last update instant
+        self._due: tuple[float, float] | None = None  # bounds of the next
+
+    def wait_ns(self, begin_ns: int, end_ns: int, *, changed: bool) -> int:
+        """Nanoseconds from the end of this reading to the start of the next."""
+        if self._begun_ns is None:
+            self._begun_ns = begin_ns
+        if changed:
+            self._changed(self._seen_ns, end_ns)
+        self._seen_ns = begin_ns
+        if self._due is None:
+            return self._fine_ns if end_ns - self._begun_ns < _LEARNING_NS else self._coarse_ns
+        opens_ns, closes_ns = self._due[0] - self._fine_ns / 2, self._due[1] + self._fine_ns / 2
+        if end_ns < opens_ns:
+            return int(min(opens_ns - end_ns, max(self._coarse_ns, self._period_ns / 4)))
+        if 0 < closes_ns - end_ns < 2 * self._fine_ns:
+            return int(closes_ns) - end_ns
+        return self._fine_ns if end_ns < closes_ns + 5 * self._fine_ns else self._coarse_ns
+
+    def _changed(self, lo_ns: float, hi_ns: float) -> None:
+        if self._due is not None and max(lo_ns, self._due[0]) <= min(hi_ns, self._due[1]):
+            lo_ns, hi_ns = max(lo_ns, self._due[0]), min(hi_ns, self._due[1])
+        if self._update is not None:
+            self._gaps.append((lo_ns + hi_ns - sum(self._update)) / 2)
+        self._update = lo_ns, hi_ns
+        if len(self._gaps) >= _GAPS // 2:
+            period_ns = self._period_ns = statistics.median(self._gaps)
+            spread_ns = 3 * statistics.median(abs(gap - period_ns) for gap in self._gaps) + self._fine_ns / 8
+            self._due = lo_ns + period_ns - spread_ns, hi_ns + period_ns + spread_ns
+
+
+def main(order: str) -> None:
+    """The child's whole life."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # meant for the training: we end with it
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    told = json.loads(order)
+    for place, (uuid, name) in enumerate(told["gpus"]):
+        watch = threading.Thread(target=_watch, args=(place, uuid, name, told["poll_interval_s"]), daemon=True)
+        watch.start()
+    while os.getppid() == told["parent"]:
+        readable, _, _ = select.select([sys.stdin], [], [], 1.0)
+        if readable:
+            break
+    os._exit(0)  # a thread may hang in the driver
+
+
+def _watch(place: int, uuid: str, name: str, poll_interval_s: float) -> None:
+    """Reads one GPU and passes on every change, with the last reading before it."""
+    try:
+        meter = NvmlMeter(uuid, name=name)
+    except MeterError:
+        _write(_RECORD.pack(place, 0, 0, math.nan))
+        return
+    pace, last, told_ns = Pace(poll_interval_s), (0, 0, math.nan), 0
+    while True:
+        try:
+            reading = meter.read()
+        except MeterError:
+            _write(_RECORD.pack(place, 0, 0, math.nan))
+            time.sleep(_RETRY_S)
+            continue
+        new = (reading.begin_ns, reading.end_ns, reading.energy_j[name])
+        changed = new[2] != last[2]
+        if changed:
+            before = b"" if math.isnan(last[2]) else _RECORD.pack(place, *last)
+            _write(before + _RECORD.pack(place, *new))
+            told_ns = new[1]
+        elif new[1] - told_ns > _ALIVE_NS:
+            _write(_RECORD.pack(place, *new))
+            told_ns = new[1]
+        last = new
+        time.sleep(ns_to_s(pace.wait_ns(new[0], new[1], changed=changed)))
+
+
+def _write(records: bytes) -> None:
+    """A write of so few bytes is whole, whichever thread makes it."""
+    try:
+        os.write(1, records)
+    except OSError:  # the parent is gone
+        os._exit(0)

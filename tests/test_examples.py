@@ -1,0 +1,75 @@
+"""The examples: run as a user runs them, and what they leave behind read back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from green_torch.records import Flag, Phase
+from green_torch.sinks.jsonl import RunFile, read_jsonl
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+STEPS = 4
+
+
+def run(name: str, log_dir: Path) -> str:
+    """What the example prints."""
+    command = [sys.executable, str(EXAMPLES / name), "--steps", str(STEPS), "--log-dir", str(log_dir)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=log_dir.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"tensorboard --logdir {log_dir}" in done.stdout
+    return done.stdout
+
+
+def written(directory: Path) -> tuple[EventAccumulator, RunFile]:
+    """The one event file and the one run file of a directory."""
+    (event_file,) = directory.glob("events.out.tfevents.*")
+    (jsonl,) = (directory / "green").iterdir()
+    accumulator = EventAccumulator(str(event_file), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return accumulator, read_jsonl(jsonl)
+
+
+def steps_of(accumulator: EventAccumulator, tag: str) -> list[int]:
+    return [event.step for event in accumulator.Scalars(tag)]
+
+
+@pytest.mark.parametrize(
+    ("example", "run_dir", "loss", "work"),
+    [
+        ("lightning_gpt.py", "version_0", "train_loss", {"samples": 8, "tokens": 8 * 64}),
+        ("custom_loop.py", ".", "loss", {"samples": 128, "tokens": None}),
+    ],
+)
+def test_example(tmp_path, example, run_dir, loss, work):
+    """It trains, prints its summary, and leaves energy beside the loss, on the same steps, in one event file and one JSONL."""
+    log_dir = tmp_path / "runs"
+    printed = run(example, log_dir)
+    assert "gCO2e" in printed
+    events, file = written(log_dir / run_dir)
+    assert steps_of(events, loss) == list(range(STEPS))
+    train = [record for record in file.records if record.phase is Phase.TRAIN]
+    assert [record.step for record in train] == list(range(STEPS))
+    assert all(record.samples == work["samples"] and record.tokens == work["tokens"] for record in train)
+    assert all(record.model_flops and record.model_flops == train[0].model_flops for record in train)
+    assert [record.flagged(Flag.COUNTED) for record in train] == [True] + [False] * (STEPS - 1)
+    assert steps_of(events, "green/step_time_s") == list(range(STEPS))
+    assert file.summary is not None
+    assert file.summary.status == "completed"
+    assert not file.torn
+    if file.summary.totals.energy_j is not None:  # a machine without any meter has none
+        assert steps_of(events, "green/energy_per_step_J") == list(range(STEPS))
+        total = sum(phase.energy_j for phase in file.summary.totals.phases)
+        assert total == pytest.approx(file.summary.totals.energy_j)
+    phases = {record.phase for record in file.records}
+    assert phases >= {Phase.TRAIN, Phase.EVAL}
+    assert example == "custom_loop.py" or phases >= {Phase.SETUP, Phase.SAVE}

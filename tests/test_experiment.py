@@ -1,0 +1,594 @@
+"""Tests of the comparison: variants and their names, a worker's life on a scripted clock, real workers, and what is made of blocks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from functools import partial
+from itertools import combinations, count
+from multiprocessing import Pipe
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from green_torch.errors import ArgumentError
+from green_torch.experiment import Block, Comparison, Variant, VariantResult, Workload, compare, parse_variant, project
+from green_torch.experiment.rounds import _Arm, _fitting_steps, _orders
+from green_torch.experiment.worker import WARM_UP, Done, Job, Measured, Order, Ready, Refused, Warm, _received, _serve, _told
+from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
+from green_torch.records import DevicePeak, Domain, Manifest, Method
+from green_torch.testing import ScriptedClock, ScriptedMeter
+
+TOKENS = 10
+
+
+class Power:
+    """Watts that the workload sets, for a scripted meter."""
+
+    def __init__(self, watts=100.0):
+        self.watts = watts
+
+    def __call__(self, _):
+        return self.watts
+
+
+def scripted_build(variant, clock, power, step_s, watts):
+    """A linear model whose steps take scripted seconds at scripted watts; "broken" fails, "dying" takes its process with it."""
+    if variant.name == "broken":
+        raise RuntimeError("this one can't be built")
+    if variant.name == "dying":
+        os._exit(3)
+    power.watts = watts.get(variant.name, 100.0)
+    seconds = step_s.get(variant.name, 0.25)
+    jitter = random.Random(f"{variant.name} 1")
+
+    def loss(model, batch):
+        clock.advance(seconds * jitter.gauss(1, 0.02))
+        return ((model(batch) - 1) ** 2).mean()
+
+    def batches(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(7):
+            yield torch.randn(TOKENS, 4, generator=generator)
+
+    return Workload(nn.Linear(4, 4), partial(torch.optim.SGD, lr=0.1), loss, batches, lambda batch: {"tokens": len(batch)})
+
+
+def script(method=Method.COUNTER, step_s=None, watts=None):
+    """What scripted workers are given: the build, and the arguments of track()."""
+    clock, power = ScriptedClock(), Power()
+    meter = ScriptedMeter(clock, {"gpu0": power}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
+    build = partial(scripted_build, clock=clock, power=power, step_s=step_s or {}, watts=watts or {})
+    return build, {"clock": clock, "meters": [meter], "intensity": 100.0, "poll_interval_s": 0.02}
+
+
+def serve(variant, orders, *, build, track, warmup_steps=2, log_dir=None, stopped=lambda: False):
+    """A worker's life in this process: everything that it answers."""
+    inbox = iter([WARM_UP, *orders, None])
+    job = Job(build, variant, 0, warmup_steps, log_dir, None, track)
+    return list(_serve(job, lambda: next(inbox), stopped))
+
+
+def blocks_of(replies):
+    return [reply for reply in replies if isinstance(reply, Block)]
+
+
+class TestVariants:
+    """Names and what they stand for."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("fp32", {"precision": "32-true", "matmul_precision": "highest", "sdpa_backend": "math"}),
+            ("tf32", {"precision": "32-true", "matmul_precision": "high", "sdpa_backend": "math"}),
+            ("bf16", {"precision": "bf16-mixed", "sdpa_backend": "math"}),
+            ("bf16+flash", {"precision": "bf16-mixed", "sdpa_backend": "flash"}),
+            ("fp32+auto", {"sdpa_backend": None}),
+            (
+                "bf16+efficient+checkpoint+compile",
+                {"sdpa_backend": "efficient", "gradient_checkpointing": True, "compile": True},
+            ),
+        ],
+    )
+    def test_names(self, name, expected):
+        """A name sets what it says, pins attention, and is the variant's name."""
+        variant = parse_variant(name)
+        assert variant.name == name
+        assert {key: getattr(variant, key) for key in expected} == expected
+
+    @pytest.mark.parametrize("name", ["fp64", "bf16+warp", "", "+flash", "flash"])
+    def test_unknown_names_list_the_known(self, name):
+        """An unknown name lists what is known."""
+        with pytest.raises(ArgumentError, match=r"fp32, tf32, bf16.*\+math, \+flash, \+efficient.*\+checkpoint, \+compile"):
+            parse_variant(name)
+
+    @pytest.mark.parametrize("name", ["bf16+flash+math", "fp32+compile+compile"])
+    def test_contradictions(self, name):
+        """A name that says a thing twice is refused."""
+        with pytest.raises(ArgumentError, match="twice"):
+            parse_variant(name)
+
+    @pytest.mark.parametrize(
+        ("more", "match"),
+        [
+            ({"precision": "16-mixed"}, "bf16-mixed"),
+            ({"precision": "8-bit"}, "32-true"),
+            ({"matmul_precision": "low"}, "highest"),
+            ({"sdpa_backend": "auto"}, "math"),
+            ({"batch_size": 0}, "batch_size"),
+            ({"name": "a/b"}, "folder"),
+            ({"name": ".."}, "folder"),
+            ({"name": ""}, "folder"),
+        ],
+    )
+    def test_bad_settings(self, more, match):
+        """What no library can apply is refused with what it can."""
+        with pytest.raises(ArgumentError, match=match):
+            Variant(**({"name": "mine"} | more))
+
+
+class TestArguments:
+    """What ``compare`` refuses before it starts anything."""
+
+    @pytest.mark.parametrize(
+        ("build", "variants", "more", "match"),
+        [
+            ("no_colon", ["fp32"], {}, "module:function"),
+            (":f", ["fp32"], {}, "module:function"),
+            (lambda _: None, ["fp32"], {}, "top level of a module"),
+            ("m:f", [], {}, "one variant or more"),
+            ("m:f", ["fp32", "fp32"], {}, "name of its own"),
+            ("m:f", ["fp33"], {}, "not known"),
+            ("m:f", ["fp32"], {"blocks": 0}, "blocks=0"),
+            ("m:f", ["fp32"], {"steps_per_block": 0}, "steps_per_block=0"),
+            ("m:f", ["fp32"], {"warmup_steps": 0}, "warmup_steps=0"),
+        ],
+    )
+    def test_refused(self, build, variants, more, match):
+        """Each with the reason."""
+        with pytest.raises(ArgumentError, match=match):
+            compare(build, variants, **more)
+
+
+class TestDesign:
+    """The order of blocks and their length."""
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 5])
+    def test_orders_are_balanced(self, n):
+        """Each round holds every variant once; over every four rounds, each precedes each other one twice."""
+        orders = _orders(24, n, seed=5)
+        assert all(sorted(order) == list(range(n)) for order in orders)
+        for start in range(0, 24, 4):
+            for a, b in combinations(range(n), 2):
+                assert sum(order.index(a) < order.index(b) for order in orders[start : start + 4]) == 2
+
+    def test_orders_are_random_but_repeatable(self):
+        """The same seed gives the same design, another seed another, and the rounds follow no rhythm."""
+        assert _orders(16, 2, 1) == _orders(16, 2, 1)
+        assert _orders(16, 2, 1) != _orders(16, 2, 2)
+        assert len({tuple(_orders(16, 2, 1)[k : k + 4]) for k in range(0, 16, 4)}) > 1
+        assert len(_orders(5, 3, 1)) == 5
+
+    def test_steps_that_fit(self):
+        """Blocks take as many steps as the time holds, one of them to settle; never less than one, the same for all."""
+        assert _fitting_steps([0.1, 0.4], 5.0) == 9
+        assert _fitting_steps([0.1, 60.0], 5.0) == 1
+        assert _fitting_steps([1e-9], 5.0) == 10_000
+        assert _fitting_steps([], 5.0) == 1
+
+
+class TestWorker:
+    """A worker's life, in this process, on a scripted clock."""
+
+    def test_answers_in_order(self):
+        """Ready, warm, a block for each order, done; a block has the steps, tokens and place that were ordered."""
+        build, track = script()
+        replies = serve(Variant("a"), [Order(0, 1, 3), Order(1, 0, 3)], build=build, track=track)
+        assert [type(reply) for reply in replies] == [Ready, Warm, Measured, Block, Measured, Block, Done]
+        first, second = blocks_of(replies)
+        assert (first.round, first.position, first.n_steps, first.tokens) == (0, 1, 3, 3 * TOKENS)
+        assert (second.round, second.position) == (1, 0)
+        assert second.loss < first.loss
+        assert replies[-1].summary.manifest.label == "a"
+
+    @pytest.mark.parametrize("method", [Method.COUNTER, Method.ESTIMATED])
+    def test_joules_are_the_meters(self, method):
+        """A block's joules are those of its own steps, neither the settling step's nor another's turn; counted ones have bounds."""
+        build, track = script(method, watts={"a": 350.0})
+        replies = serve(Variant("a"), [Order(k, 0, 8) for k in range(3)], build=build, track=track)
+        for block in blocks_of(replies):
+            assert block.duration_s == pytest.approx(8 * 0.25, rel=0.05)
+            assert block.energy_j == pytest.approx(350 * block.duration_s, rel=0.02)
+            assert block.emissions_g == pytest.approx(block.energy_j / 3.6e6 * 100)
+            if method is Method.COUNTER:
+                assert block.energy_lo_j <= 350 * block.duration_s <= block.energy_hi_j
+            else:
+                assert block.energy_lo_j is None
+
+    def test_losses_are_written(self, tmp_path):
+        """Every loss goes to TensorBoard on the step axis of our own tags, in the one event file of the run."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        build, track = script()
+        serve(Variant("a"), [Order(0, 0, 3)], build=build, track=track, log_dir=str(tmp_path / "a"))
+        assert len(list((tmp_path / "a").glob("events.out.tfevents.*"))) == 1
+        events = EventAccumulator(str(tmp_path / "a")).Reload()
+        assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5]
+        assert {event.step for event in events.Scalars("green/step_time_s")} <= set(range(6))
+
+    def test_stopped_in_a_block(self):
+        """A block that is stopped on the way gives no block, and the run is closed."""
+        build, track = script()
+        asked = count()
+        replies = serve(Variant("a"), [Order(0, 0, 3)], build=build, track=track, stopped=lambda: next(asked) == 1)
+        assert [type(reply) for reply in replies] == [Ready, Warm, Measured, Done]
+        assert replies[-1].summary.status == "completed"
+
+    def test_wrong_argument_of_track(self):
+        """What track() refuses is told as such: it holds for every variant."""
+        build, track = script()
+        replies = serve(Variant("a"), [], build=build, track={**track, "intensity": -1.0})
+        assert isinstance(replies[-1], Refused)
+        arm = _Arm(Job(build, Variant("a"), 0, 1, None, None, track))
+        with pytest.raises(ArgumentError, match="intensity"):
+            arm._file(replies[-1])
+
+    def test_data_that_ends_is_gone_through_again(self):
+        """Seven batches serve any number of steps; none at all is an error."""
+        build, track = script()
+        (block,) = blocks_of(serve(Variant("a"), [Order(0, 0, 20)], build=build, track=track))
+        assert block.n_steps == 20
+
+        def empty(variant):
+            work = build(variant)
+            return Workload(work.model, work.optimizer, work.loss, lambda _: [], work.units)
+
+        with pytest.raises(ArgumentError, match="nothing to train on"):
+            serve(Variant("a"), [], build=empty, track=script()[1])
+
+    def test_parent_gone(self):
+        """A closed pipe is the order to close."""
+        ours, theirs = Pipe()
+        ours.close()
+        assert _received(theirs) is None
+
+    def test_out_of_memory_is_a_result(self):
+        """Running out of memory reads as such; other errors say where they happened."""
+        assert _told(torch.OutOfMemoryError("CUDA out of memory")).startswith("does not fit in memory")
+        with pytest.raises(IndexError) as raised:
+            [].pop()
+        assert "test_experiment.py" in _told(raised.value)
+
+
+class _Watch(TorchDispatchMode):
+    """Remembers the names of the operations that ran."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def run_gpt(name, n_steps=3):
+    """A small GPT under a built-in variant: its block, the operations of its forward, the dtypes of logits and weights."""
+    _, track = script()
+    clock, seen, dtypes, batches = track["clock"], set(), set(), []
+
+    def build(_):
+        config = GPTConfig(layers=2, heads=2, width=16, block_size=16)
+
+        def loss(model, batch):
+            clock.advance(0.1)
+            batches.append(batch.clone())
+            with _Watch(seen):
+                return next_byte_loss(model, batch)
+
+        model = GPT(config)
+        model.register_forward_hook(lambda m, i, logits: dtypes.update({logits.dtype, m.position.weight.dtype}))
+        optimizer = partial(torch.optim.AdamW, lr=1e-3)
+        return Workload(model, optimizer, loss, lambda seed: byte_batches(seed, 2, 16), lambda b: {"tokens": b.numel()})
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        replies = serve(parse_variant(name), [Order(0, 0, n_steps)], build=build, track=track)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return blocks_of(replies)[0], seen, dtypes, batches
+
+
+class TestApplying:
+    """What a variant does to a model that knows nothing of it."""
+
+    def test_attention_is_pinned(self):
+        """Math and flash run different kernels, with the same result."""
+        math_block, math_ops, *_ = run_gpt("fp32")
+        flash_block, flash_ops, *_ = run_gpt("fp32+flash")
+        assert not any("flash" in op for op in math_ops)
+        assert any("flash" in op for op in flash_ops)
+        assert flash_block.loss == pytest.approx(math_block.loss, rel=1e-4)
+
+    def test_precision(self):
+        """Mixed BF16 computes in BF16 on FP32 weights; true BF16 has BF16 weights; both are about the same training."""
+        reference, _, dtypes, _ = run_gpt("fp32")
+        assert dtypes == {torch.float32}
+        mixed, _, dtypes, _ = run_gpt("bf16")
+        assert dtypes == {torch.bfloat16, torch.float32}
+        true, _, dtypes, _ = run_gpt("bf16-true")
+        assert dtypes == {torch.bfloat16}
+        assert mixed.loss == pytest.approx(reference.loss, rel=0.01)
+        assert true.loss == pytest.approx(reference.loss, rel=0.02)
+
+    def test_checkpointing_recomputes(self):
+        """The same losses and model FLOPs, and more FLOPs that ran: of each block's forward, once more."""
+        plain, *_ = run_gpt("fp32")
+        again, *_ = run_gpt("fp32+checkpoint")
+        assert again.loss == pytest.approx(plain.loss, rel=1e-6)
+        assert again.model_flops == pytest.approx(plain.model_flops)
+        assert 1.05 < again.hardware_flops / plain.hardware_flops < 4 / 3
+
+    def test_checkpointing_needs_blocks(self):
+        """A model without lists of modules has nothing to recompute."""
+        build, track = script()
+        with pytest.raises(ArgumentError, match="ModuleList"):
+            serve(Variant("a", gradient_checkpointing=True), [], build=build, track=track)
+
+    def test_same_data_in_the_same_order(self):
+        """Every variant sees the same batches."""
+        *_, first = run_gpt("fp32")
+        *_, second = run_gpt("bf16+flash")
+        assert len(first) == len(second)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison of real workers: 350 W for 0.3 s a step, 500 W for 0.2 s a step, and one that can't be built."""
+    build, track = script(step_s={"slow": 0.3, "fast": 0.2}, watts={"slow": 350.0, "fast": 500.0})
+    folder, told = tmp_path_factory.mktemp("runs"), []
+    variants = [Variant("slow"), Variant("broken"), Variant("fast")]
+    comparison = compare(
+        build, variants, blocks=6, steps_per_block=15, log_dir=folder, threads=1, track=track, progress=told.append, seed=3
+    )
+    return comparison, folder, told
+
+
+class TestRealWorkers:
+    """Spawned processes."""
+
+    def test_known_truth(self, finished):
+        """105 J against 100 J a step: the interval and the meter's bounds hold the truth, and time and energy differ."""
+        comparison, *_ = finished
+        time, energy = comparison.time("fast"), comparison.energy("fast")
+        assert time.lo <= -1 / 3 <= time.hi
+        assert energy.lo <= 100 / 105 - 1 <= energy.hi
+        assert energy.instrument_lo <= 100 / 105 - 1 <= energy.instrument_hi
+        assert time.distinguishable
+        assert time.n_blocks == 6
+        assert comparison.headline == "energy"
+        assert comparison.result("slow").power_w == pytest.approx(350, rel=0.01)
+        assert comparison.result("fast").energy_per_token_j == pytest.approx(10, rel=0.02)
+
+    def test_a_failure_is_a_result(self, finished):
+        """The variant that can't be built says why, and has no difference; the others are whole."""
+        comparison, *_ = finished
+        broken = comparison.result("broken")
+        assert "this one can't be built" in broken.error
+        assert broken.blocks == ()
+        assert comparison.time("broken") is None
+        assert comparison.saving("broken", planned_tokens=1e9) is None
+        assert [result.error for result in (comparison.result("slow"), comparison.result("fast"))] == [None, None]
+
+    def test_one_run_a_variant(self, finished):
+        """Each variant is one run on disk, labelled, whose train time is its own steps' and not its waiting."""
+        comparison, folder, _ = finished
+        for name, step_s in (("slow", 0.3), ("fast", 0.2)):
+            (file,) = (folder / name / "green").glob("rank-00000.segment-*.jsonl")
+            assert name in file.read_text().splitlines()[0]
+            result = comparison.result(name)
+            assert result.manifest.label == name
+            assert result.step_time_s == pytest.approx(step_s, rel=0.02)
+            assert result.threads == 1
+
+    def test_progress_and_json(self, finished):
+        """Progress counts to the end, and everything found goes into JSON."""
+        comparison, _, told = finished
+        assert [stage for k, stage in enumerate(p.stage for p in told) if k == 0 or told[k - 1].stage != stage] == [
+            "starting",
+            "warming up",
+            "measuring",
+            "closing",
+        ]
+        assert (told[-1].done, told[-1].total) == (18, 18)
+        read = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+        assert read["baseline"] == "slow"
+        assert read["differences"]["broken"]["time"] is None
+        assert len(read["results"][2]["blocks"]) == 6
+
+    def test_interrupted_and_a_death(self):
+        """Ctrl-C keeps the blocks measured so far, and a worker that dies leaves its exit code as the reason."""
+        build, track = script()
+
+        def progress(at):
+            if at.stage == "measuring" and at.done >= 3:
+                raise KeyboardInterrupt
+
+        found = compare(build, [Variant("a"), Variant("dying")], blocks=50, steps_per_block=2, track=track, progress=progress)
+        assert found.interrupted
+        assert "code 3" in found.result("dying").error
+        assert 1 <= len(found.result("a").blocks) <= 2
+        assert found.result("a").error is None
+        assert found.result("a").manifest is not None
+
+
+def block(number, *, seconds=1.0, joules=100.0, tokens=100, loss=2.0, spread=None, position=0, steps=10):
+    """A block by hand; ``spread`` gives relative bounds."""
+    bounds = (None, None) if spread is None or joules is None else (joules * (1 - spread), joules * (1 + spread))
+    return Block(
+        number,
+        position,
+        steps,
+        seconds,
+        joules,
+        *bounds,
+        joules and joules / 100,
+        1e9,
+        1.5e9,
+        4e9,
+        tokens,
+        None,
+        loss,
+        1000 + number,
+    )
+
+
+def result(name, blocks, methods=(Method.COUNTER,), **more):
+    """A result by hand, on domains known by these methods."""
+    domains = tuple(Domain(f"d{k}", method, "x", "y") for k, method in enumerate(methods))
+    peaks = (DevicePeak(4e9, "x", "mm/float32", "measured", "here"),)
+    manifest = Manifest("id", name, 1, 0, 1, 0, domains, (), None, 1.5, "test", peaks=peaks)
+    return VariantResult(Variant(name), tuple(blocks), manifest=manifest, **more)
+
+
+def comparison(*results, **more):
+    return Comparison(results, 10, more.pop("confidence", 0.95), more.pop("loss_tolerance", 0.02), **more)
+
+
+class TestResults:
+    """What is made of blocks."""
+
+    def test_means(self):
+        """Figures are ratios of sums, not means of ratios."""
+        found = result("a", [block(0, seconds=1.0, joules=100.0), block(1, seconds=3.0, joules=500.0, loss=1.5)])
+        assert found.step_time_s == pytest.approx(4 / 20)
+        assert found.energy_per_step_j == pytest.approx(30)
+        assert found.energy_per_token_j == pytest.approx(3)
+        assert found.power_w == pytest.approx(150)
+        assert found.tokens_per_s == pytest.approx(50)
+        assert found.emissions_per_step_g == pytest.approx(0.3)
+        assert (found.mfu, found.hfu) == pytest.approx((0.25, 0.375))
+        assert found.model_flop_per_s == pytest.approx(0.5e9)
+        assert (found.final_loss, found.peak_memory_bytes) == (1.5, 1001)
+        assert found.energy_per_sample_j is None
+
+    def test_unknown_stays_unknown(self):
+        """One block without joules leaves the variant's joules unknown, not too low; time is still told."""
+        found = comparison(result("a", [block(k) for k in range(4)]), result("b", [block(0), block(1, joules=None), block(2)]))
+        assert found.result("b").energy_per_step_j is None
+        assert found.energy("b") is None
+        assert found.time("b").n_blocks == 3
+        empty = VariantResult(Variant("c"), error="no")
+        assert (empty.step_time_s, empty.mfu, empty.final_loss, empty.power_w) == (None, None, None, None)
+
+    def test_pairs_are_of_the_same_round(self):
+        """Where a variant misses a round, the rest are compared round by round."""
+        seconds = [1.0, 2.0, 4.0, 8.0]
+        found = comparison(
+            result("a", [block(k, seconds=s) for k, s in enumerate(seconds)]),
+            result("b", [block(k, seconds=2 * seconds[k], position=1) for k in (0, 2, 3)]),
+        )
+        time = found.time("b")
+        assert (time.estimate, time.lo, time.hi) == pytest.approx((1.0, 1.0, 1.0))
+        assert time.n_blocks == 3
+
+    def test_batch_sizes_are_compared_per_token(self):
+        """Twice the tokens in twice the time is no difference in time; and not the same training."""
+        found = comparison(
+            result("a", [block(k) for k in range(3)]), result("b", [block(k, seconds=2.0, tokens=200) for k in range(3)])
+        )
+        assert found.time("b").estimate == pytest.approx(0)
+        assert "batch size" in found.departure("b")
+
+    @pytest.mark.parametrize(
+        ("methods", "expected"),
+        [
+            ((Method.ESTIMATED, Method.ESTIMATED), "time"),
+            ((Method.ESTIMATED, Method.SAMPLED), "energy"),
+            ((Method.COUNTER,), "energy"),
+            ((), "time"),
+        ],
+    )
+    def test_headline(self, methods, expected):
+        """Where every joule is estimated, energy follows from time and the headline is time."""
+        assert comparison(result("a", [block(0)], methods), result("b", [block(0)], methods)).headline == expected
+
+    def test_instrument_bounds_count(self):
+        """Bounds of the blocks become those of the difference, and keep it from being claimed."""
+        a = [block(k, joules=100.0 + k, spread=0.2) for k in range(5)]
+        b = [block(k, joules=90.0 + k, spread=0.2) for k in range(5)]
+        energy = comparison(result("a", a), result("b", b)).energy("b")
+        assert energy.hi < 0 < energy.instrument_hi
+        assert not energy.distinguishable
+
+    @pytest.mark.parametrize(
+        ("losses", "expected"),
+        [([2.0, 1.99], ""), ([2.0, 2.1], "2.1 against 2"), ([math.nan, 2.0], "not finite"), ([math.inf, 2.0], "not finite")],
+    )
+    def test_departure(self, losses, expected):
+        """A last loss beyond the tolerance, or one that was ever not finite, is not the same training."""
+        found = comparison(
+            result("a", [block(k, loss=2.0) for k in range(2)]), result("b", [block(k, loss=x) for k, x in enumerate(losses)])
+        )
+        assert expected in found.departure("b")
+        assert bool(found.departure("b")) == bool(expected)
+        json.dumps(found.to_dict(), allow_nan=False)
+
+    def test_unknown_name(self):
+        """Asking for a variant that was not compared names those that were."""
+        with pytest.raises(ArgumentError, match="a, b"):
+            comparison(result("a", []), result("b", [])).result("c")
+
+
+class TestProjection:
+    """From blocks to a planned run."""
+
+    def test_by_hand(self):
+        """100 J, 1 s and 1 g for 100 tokens: 3.6e9 tokens take 10,000 h, 1,000 kWh at the device, 1,500 at the meter and 36 t."""
+        found = project(result("a", [block(k) for k in range(4)]), planned_tokens=3.6e9)
+        assert found.duration_h.value == pytest.approx(10_000)
+        assert found.energy_kwh.value == pytest.approx(1000)
+        assert found.facility_energy_kwh.value == pytest.approx(1500)
+        assert found.emissions_g.value == pytest.approx(3.6e7)
+        assert (found.energy_kwh.lo, found.energy_kwh.hi) == pytest.approx((1000, 1000))
+
+    def test_scatter_and_bounds_widen_it(self):
+        """Scatter gives a low and a high, and the meter's bounds go on top of it for energy, not for time."""
+        scatter = [block(k, seconds=1 + 0.1 * (k % 2), joules=100 + 10 * (k % 2)) for k in range(8)]
+        bounded = [block(k, seconds=1 + 0.1 * (k % 2), joules=100 + 10 * (k % 2), spread=0.1) for k in range(8)]
+        plain, wide = (project(result("a", blocks), planned_tokens=1e6) for blocks in (scatter, bounded))
+        assert plain.energy_kwh.lo < plain.energy_kwh.value < plain.energy_kwh.hi
+        assert wide.energy_kwh.hi == pytest.approx(1.1 * plain.energy_kwh.hi)
+        assert wide.energy_kwh.lo == pytest.approx(0.9 * plain.energy_kwh.lo)
+        assert wide.duration_h == plain.duration_h
+
+    def test_one_block_has_no_interval(self):
+        """One block gives a figure without low and high; none, or another unit, gives nothing."""
+        assert project(result("a", [block(0)]), planned_tokens=1e6).energy_kwh.lo is None
+        assert project(result("a", []), planned_tokens=1e6) is None
+        assert project(result("a", [block(0)]), planned_samples=1e6) is None
+
+    def test_saving(self):
+        """20 % less of the baseline's energy is saved; what takes longer has a negative saving, low below high."""
+        a = [block(k, joules=100.0 + k % 2) for k in range(4)]
+        b = [block(k, joules=0.8 * (100.0 + k % 2), seconds=1.1 + 0.01 * (k % 2)) for k in range(4)]
+        found = comparison(result("a", a), result("b", b)).saving("b", planned_tokens=3.6e9)
+        base = project(result("a", a), planned_tokens=3.6e9)
+        assert found.baseline == "a"
+        assert found.energy_kwh.value == pytest.approx(0.2 * base.energy_kwh.value)
+        assert found.emissions_g.value == pytest.approx(0.2 * base.emissions_g.value)
+        assert found.duration_h.lo <= found.duration_h.value <= found.duration_h.hi < 0
+        assert found.time == comparison(result("a", a), result("b", b)).time("b")
+
+    @pytest.mark.parametrize(
+        "plan", [{}, {"planned_tokens": 0}, {"planned_tokens": math.inf}, {"planned_tokens": 1, "planned_samples": 1}]
+    )
+    def test_bad_plans(self, plan):
+        """No plan, two plans, or a plan of nothing."""
+        with pytest.raises(ArgumentError, match="Plan"):
+            project(result("a", [block(0)]), **plan)
