@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from green_torch import footprint
+from green_torch.calibration import near_commensurate
 from green_torch.records import (
     DevicePeak,
     DomainEnergy,
@@ -29,7 +30,7 @@ from green_torch.records import (
     StepRecord,
 )
 from green_torch.timeline import Amount, Level, Telescope
-from green_torch.units import joules_to_kwh, s_to_ns
+from green_torch.units import joules_to_kwh, ns_to_s, s_to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,8 @@ _SAID: dict[str, str] = {  # what is said once of a flag that has befallen a dom
     Flag.METER_FAILED: "could not be read ({why}): its joules are missing from the records flagged meter_failed",
     Flag.COUNTER_RESET: "has a counter that went back or leapt: its joules across that are bounded by the power limit only, flagged counter_reset",
     Flag.COUNTER_STUCK: "has a counter that stands still: joules are taken at the last power, flagged counter_stuck",
+    Flag.PART_TIME: "has a counter that sees only part of the power, and steps in time with it: records flagged part_time may be off "
+    "by tens of percent; another batch size mends it",
 }
 
 
@@ -72,6 +75,7 @@ class Recorder:
         peak_of: Callable[[Mapping[str, float]], DevicePeak | None],
         warn: Callable[[str], None],
         baseline: Baseline | None = None,
+        part_time_s: Mapping[str, float] | None = None,
     ) -> None:
         self.manifest = manifest
         self._clock = clock
@@ -80,6 +84,7 @@ class Recorder:
         self._peak_of = peak_of
         self._warn = warn
         self._baseline = baseline
+        self._part_time_s = dict(part_time_s or {})  # update period of each counter known to see only part of the power
         self._sinks: list[Sink] = []
         self._queue: deque[Span] = deque()
         self._work = threading.Lock()  # one drain at a time
@@ -124,8 +129,13 @@ class Recorder:
         """Waits until everything enqueued is resolved, at most ``timeout_s`` (and a little for a slow sink)."""
         end_ns = self._clock.now_ns() + s_to_ns(timeout_s)
         while True:
-            self.tick()
-            if not self._queue or self._clock.now_ns() >= end_ns:
+            left_s = max(0.0, ns_to_s(end_ns - self._clock.now_ns()))
+            if self._work.acquire(timeout=left_s):
+                try:
+                    self._drain()
+                finally:
+                    self._work.release()
+            if not self._queue or not left_s:
                 return
             self._clock.sleep(0.02)
 
@@ -219,6 +229,9 @@ class Recorder:
                 ]
                 if timeline.counted and all(amount.vacuous for amount in amounts):
                     flags.add(f"{Flag.UNRESOLVED}:{name}")
+                period_s = self._part_time_s.get(name)
+                if period_s and phase is Phase.TRAIN and near_commensurate(span.duration_s / span.work.n_steps, period_s):
+                    flags.add(f"{Flag.PART_TIME}:{name}")
                 if timeline.domain.shared:
                     flags.add(f"{Flag.SHARED}:{name}")
                 timeline.forget(span.end.lo_ns)

@@ -45,6 +45,7 @@ class Flag(StrEnum):
     METER_FAILED = "meter_failed"  # a domain could not be read: its joules are missing
     COUNTER_RESET = "counter_reset"  # a counter went back, or leapt: the gap is bounded by the power limit only
     COUNTER_STUCK = "counter_stuck"  # a counter stood still while others moved
+    PART_TIME = "part_time"  # a counter that sees only part of the power, and steps that recur near a small ratio of its period
     MERGED = "merged"  # the queue was full: neighbours became one record
     SHARED = "shared"  # other processes are on the metered device
     FLOPS_SCALED = "flops_scaled"  # FLOPs scaled by input size from another shape

@@ -42,9 +42,10 @@ class Sampler:
             self._halts.append(self._clock.every(watch.interval_s, watch.poll, f"meter {watch.name}"))
 
     def read_now(self) -> None:
-        """Reads every meter once out of turn, as far as the clock lets it off the calling thread."""
-        for watch in self._watches:
-            self._halts.append(self._clock.every(watch.interval_s, watch.poll, f"meter {watch.name}, last reading"))
+        """Reads every meter once out of turn; a driver that hangs is waited for no longer than the clock's ticks are."""
+        halts = [self._clock.every(watch.interval_s, watch.poll, f"meter {watch.name}, out of turn") for watch in self._watches]
+        for halt in halts:
+            halt()
 
     def stop(self) -> None:
         """Ends the reading and lets the meters go; safe to call twice."""

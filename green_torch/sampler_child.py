@@ -226,7 +226,7 @@ class Pace:
             return self._fine_ns if end_ns - self._begun_ns < _LEARNING_NS else self._coarse_ns
         opens_ns, closes_ns = self._due[0] - self._fine_ns / 2, self._due[1] + self._fine_ns / 2
         if end_ns < opens_ns:
-            return int(min(opens_ns - end_ns, max(self._coarse_ns, self._period_ns / 4)))
+            return int(min(opens_ns - end_ns, max(2 * self._coarse_ns, self._period_ns / 4)))
         if 0 < closes_ns - end_ns < 2 * self._fine_ns:
             return int(closes_ns) - end_ns
         return self._fine_ns if end_ns < closes_ns + 5 * self._fine_ns else self._coarse_ns

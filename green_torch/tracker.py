@@ -465,7 +465,7 @@ class Tracker:
     def _step_flops(self, model: torch.nn.Module | None) -> StepFlops:
         from green_torch.flops import StepFlops  # torch is loaded only where there is a model
 
-        return StepFlops(model, attention=self._attention)
+        return StepFlops(model, attention=self._attention, warn=self._warnings)
 
     def _tensorboard(self) -> list[Sink]:
         try:

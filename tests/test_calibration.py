@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -96,8 +95,14 @@ def test_a_part_time_counter_beats(period_s, share):
     assert found.beat == pytest.approx({0.1: 0.98, 0.25: 0.90, 0.5: 0.64}[share], abs=0.12)  # sin(pi w) / (pi w)
 
 
-def test_gain_and_cost_are_measured():
-    """A counter that reads 6 % less than the power does not agree with it; a reading's cost is told."""
+def test_a_counter_that_loses_joules_disagrees():
+    """10 of 210 J missing from a counter show as a ratio of 0.952."""
+    found = Bench(period_s=0.1, faults=(Fault("backwards", 4.0, arg=10.0),)).calibrated(bursts=False)
+    assert found.agreement == pytest.approx(1 - 10 / 210, abs=0.005)
+
+
+def test_the_cost_of_a_reading_is_measured():
+    """A reading's cost is told, and its power agrees with the counter."""
     found = Bench(period_s=0.1, cost_s=20e-6).calibrated(bursts=False)
     assert found.read_median_us == pytest.approx(20.0)
     assert found.read_p99_us == pytest.approx(20.0)
@@ -228,7 +233,24 @@ def test_what_is_flagged_is_wrong_and_the_rest_is_not(step_s, flagged):
 # ---- what is kept
 
 
-@pytest.fixture
+@pytest.mark.parametrize(("step_s", "flagged"), [(0.1, True), (0.17, False)])
+def test_records_near_a_part_time_counters_period_are_flagged(step_s, flagged):
+    """Where a GPU's counter is known to be part-time, train records of near-commensurate steps say so, and the summary once."""
+    clock, sink = ScriptedClock(), MemorySink()
+    meter = ScriptedMeter(clock, {"gpu0": 300.0, "gpu1": 300.0}, period_s=0.1)
+    tracker = green_torch.track(clock=clock, meters=[meter], sinks=[sink], intensity=100, log_every_n_steps=2)
+    tracker._recorder._part_time_s["gpu0"] = 0.1
+    with tracker:
+        for _ in range(20):
+            clock.advance(step_s)
+            tracker.step()
+    names = {flag for record in sink.records if record.flagged(Flag.PART_TIME) for flag in record.flags}
+    assert ("part_time:gpu0" in names) is flagged
+    assert "part_time:gpu1" not in names
+    assert any("sees only part" in warning for warning in sink.summary.warnings) is flagged
+
+
+@pytest.fixture(scope="module")
 def found():
     return Bench(period_s=0.1, window_s=0.025).calibrated()
 
@@ -245,7 +267,8 @@ def test_a_calibration_is_kept_by_device_and_driver(found, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[1]", '{"NVIDIA X | 1": 3}', '{"NVIDIA X | 1": {"device": 1}}', '{"NVIDIA X | 1": {"part_time": "yes"}}']
+    "content",
+    ["", "{", "[1]", '{"NVIDIA X | 1": 3}', '{"NVIDIA X | 1": {"device": 1}}', '{"NVIDIA X | 1": {"part_time": "yes"}}'],
 )
 def test_a_corrupt_cache_is_done_without(content, tmp_path, found):
     """Whatever stands in the file, loading finds nothing, and saving mends it."""

@@ -285,6 +285,23 @@ def test_warnings_as_errors_do_not_end_training():
     assert run.sink.summary.status == "completed"
 
 
+def test_a_model_that_cannot_be_counted_does_not_end_training_either():
+    """The warning about FLOPs, too, is only logged under -W error, and stands in the summary."""
+
+    class Asks(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * float(x.sum())  # what a meta tensor can't tell
+
+    model = Asks(4, 4)
+    run = Run(model=model)
+    with warnings.catch_warnings(), run.tracker:
+        warnings.simplefilter("error")
+        model(torch.ones(2, 4)).sum().backward()
+        run.steps(2, 0.1)
+    assert run.train[0].model_flops is None
+    assert "can't be counted" in run.sink.summary.warnings[0]
+
+
 def test_step_outside_the_context_is_refused():
     """Before training a wrong place raises; after the run it is ignored with a warning."""
     run = Run()

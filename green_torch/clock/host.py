@@ -30,17 +30,18 @@ class HostClock:
         """Calls ``tick`` at once and then about every ``interval_s`` seconds, on a daemon thread of its own.
 
         A tick that takes longer than the interval delays the next one and none is made up for. The returned function ends the
-        thread; it waits at most a second for a tick under way (a driver call may hang) and may be called twice.
+        thread, after a first tick in any case; it waits at most 0.2 s for a tick under way (a driver call may hang) and may be called twice.
         """
         stop = threading.Event()
         step_ns = s_to_ns(interval_s)
 
         def loop() -> None:
             due_ns = time.monotonic_ns()
-            while not stop.is_set():
+            while True:
                 tick()
                 due_ns = max(due_ns + step_ns, time.monotonic_ns())
-                stop.wait((due_ns - time.monotonic_ns()) / NS_PER_S)
+                if stop.wait((due_ns - time.monotonic_ns()) / NS_PER_S):
+                    return
 
         thread = threading.Thread(target=loop, name=f"green_torch {name}", daemon=True)
         thread.start()
@@ -48,6 +49,6 @@ class HostClock:
         def halt() -> None:
             stop.set()
             if thread is not threading.current_thread():
-                thread.join(timeout=1.0)
+                thread.join(timeout=0.2)
 
         return halt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,10 +60,13 @@ class StepFlops:
         ArgumentError: ``attention`` is neither "full" nor "causal".
     """
 
-    def __init__(self, model: nn.Module | None = None, attention: Attention = "full") -> None:
+    def __init__(
+        self, model: nn.Module | None = None, attention: Attention = "full", *, warn: Callable[[str], None] | None = None
+    ) -> None:
         if attention not in {"full", "causal"}:
             raise ArgumentError(f'attention={attention!r} is not known; say attention="full" or attention="causal".')
         self._model = model
+        self._tell = warn or _say
         self._attention: Attention = attention
         self._hook: Any = None
         self._devices: tuple[str, ...] = ()
@@ -330,7 +333,11 @@ class StepFlops:
     def _warn(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            warnings.warn(text, GreenTorchWarning, stacklevel=4)
+            self._tell(text)
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, GreenTorchWarning, stacklevel=5)
 
 
 def _short(error: Exception) -> str:
