@@ -360,10 +360,10 @@ def near_commensurate(step_s: float, period_s: float) -> bool:
 # --- the GPUs at hand
 
 
-def calibrate_gpus(duration_s: float = 5.0) -> tuple[list[Calibration], list[str]]:
-    """Calibrates every GPU that this process sees, one after the other, and keeps the results; the second list says what is missing.
+def calibrate_gpus(duration_s: float = 5.0, *, keep: bool = True) -> tuple[list[Calibration], list[str]]:
+    """Calibrates every GPU that this process sees, one after the other; the second list says what is missing.
 
-    Raises nothing. Uses torch for the bursts where it has CUDA.
+    Raises nothing. Uses torch for the bursts where it has CUDA. ``keep`` the results for later runs.
     """
     from green_torch.meters.nvml import open_meters
 
@@ -373,7 +373,8 @@ def calibrate_gpus(duration_s: float = 5.0) -> tuple[list[Calibration], list[str
         try:
             burst = cuda_burst(meter.uuid)
             found.append(calibrate(meter, now_ns=time.monotonic_ns, sleep=time.sleep, burst=burst, duration_s=duration_s))
-            save(found[-1])
+            if keep:
+                save(found[-1])
         except Exception as error:  # a driver or its binding may fail in any way
             missing.append(f"{meter.domains[0].name}: the calibration failed: {type(error).__name__}: {error}")
         finally:

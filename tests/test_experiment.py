@@ -464,16 +464,32 @@ class TestResults:
     """What is made of blocks."""
 
     def test_means(self):
-        """Figures are ratios of sums, not means of ratios."""
-        found = result("a", [block(0, seconds=1.0, joules=100.0), block(1, seconds=3.0, joules=500.0, loss=1.5)])
-        assert found.step_time_s == pytest.approx(4 / 20)
-        assert found.energy_per_step_j == pytest.approx(30)
-        assert found.energy_per_token_j == pytest.approx(3)
-        assert found.power_w == pytest.approx(150)
-        assert found.tokens_per_s == pytest.approx(50)
-        assert found.emissions_per_step_g == pytest.approx(0.3)
-        assert (found.mfu, found.hfu) == pytest.approx((0.25, 0.375))
-        assert found.model_flop_per_s == pytest.approx(0.5e9)
+        """Figures are geometric means over blocks: they multiply and divide, and one disturbed block weighs little."""
+        found = result("a", [block(0, seconds=1.0, joules=100.0), block(1, seconds=4.0, joules=900.0, loss=1.5)])
+        assert found.step_time_s == pytest.approx(2.0 / 10)
+        assert found.energy_per_step_j == pytest.approx(300 / 10)
+        assert found.energy_per_token_j == pytest.approx(300 / 100)
+        assert found.power_w == pytest.approx(found.energy_per_step_j / found.step_time_s)
+        assert found.tokens_per_s == pytest.approx(100 / 2.0)
+        assert found.emissions_per_step_g == pytest.approx(found.energy_per_step_j * 0.01)
+        assert found.hfu == pytest.approx(1.5 * found.mfu)
+        assert found.mfu == pytest.approx(0.25)
+
+    def test_figures_agree_with_the_difference(self):
+        """The ratio of two variants' figures is the difference that is reported, however noisy the blocks are."""
+        noise = [1.0, 7.0, 0.8, 1.3, 2.0, 0.9]
+        found = comparison(
+            result("a", [block(k, seconds=x) for k, x in enumerate(noise)]),
+            result("b", [block(k, seconds=2.5 * x) for k, x in enumerate(reversed(noise))]),
+        )
+        ratio = found.result("b").step_time_s / found.result("a").step_time_s
+        assert ratio == pytest.approx(1 + found.time("b").estimate)
+        base, other = (project(found.result(name), planned_tokens=1e6).duration_h.value for name in "ab")
+        assert found.saving("b", planned_tokens=1e6).duration_h.value == pytest.approx(base - other)
+
+    def test_memory_and_loss(self):
+        """The last block's loss, and the most memory of any."""
+        found = result("a", [block(0), block(1, loss=1.5)])
         assert (found.final_loss, found.peak_memory_bytes) == (1.5, 1001)
         assert found.energy_per_sample_j is None
 

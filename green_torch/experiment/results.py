@@ -1,4 +1,8 @@
-"""What is found: blocks, each variant's result, the comparison of them, and what follows for a planned run. Pure arithmetic."""
+"""What is found: blocks, each variant's result, the comparison of them, and what follows for a planned run. Pure arithmetic.
+
+A variant's figures are geometric means over its blocks: one block that something else disturbed weighs little, rates multiply and
+divide as they should (joules per token over seconds per token is watts), and their ratio is the difference that is reported.
+"""
 
 from __future__ import annotations
 
@@ -68,53 +72,53 @@ class VariantResult:
 
     @property
     def step_time_s(self) -> float | None:
-        """Mean seconds a step."""
-        return _ratio(self.duration_s, self.n_steps)
+        """Seconds a step."""
+        return self._typical("duration_s", "n_steps")
 
     @property
     def energy_per_step_j(self) -> float | None:
-        """Mean IT joules a step."""
-        return _ratio(self._sum("energy_j"), self.n_steps)
+        """IT joules a step."""
+        return self._typical("energy_j", "n_steps")
 
     @property
     def energy_per_token_j(self) -> float | None:
-        """Mean IT joules a token."""
-        return _ratio(self._sum("energy_j"), self._sum("tokens"))
+        """IT joules a token."""
+        return self._typical("energy_j", "tokens")
 
     @property
     def energy_per_sample_j(self) -> float | None:
-        """Mean IT joules a sample."""
-        return _ratio(self._sum("energy_j"), self._sum("samples"))
+        """IT joules a sample."""
+        return self._typical("energy_j", "samples")
 
     @property
     def emissions_per_step_g(self) -> float | None:
-        """Mean gCO2e a step, of facility energy and of manufacturing where that is known."""
-        return _ratio(self._sum("emissions_g"), self.n_steps)
+        """gCO2e a step, of facility energy and of manufacturing where that is known."""
+        return self._typical("emissions_g", "n_steps")
 
     @property
     def power_w(self) -> float | None:
-        """Mean watts."""
-        return _ratio(self._sum("energy_j"), self.duration_s)
+        """Watts."""
+        return self._typical("energy_j", "duration_s")
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Mean tokens a second."""
-        return _ratio(self._sum("tokens"), self.duration_s)
+        """Tokens a second."""
+        return self._typical("tokens", "duration_s")
 
     @property
     def model_flop_per_s(self) -> float | None:
-        """Mean model FLOP/s."""
-        return _ratio(self._sum("model_flops"), self.duration_s)
+        """Model FLOP/s."""
+        return self._typical("model_flops", "duration_s")
 
     @property
     def mfu(self) -> float | None:
         """Model FLOPs over the peak's, 0-1."""
-        return _ratio(self._sum("model_flops"), self._sum("capacity_flops"))
+        return self._typical("model_flops", "capacity_flops")
 
     @property
     def hfu(self) -> float | None:
         """FLOPs that ran over the peak's, 0-1."""
-        return _ratio(self._sum("hardware_flops"), self._sum("capacity_flops"))
+        return self._typical("hardware_flops", "capacity_flops")
 
     @property
     def peaks(self) -> tuple[DevicePeak, ...]:
@@ -136,9 +140,12 @@ class VariantResult:
         """How the joules of each domain are known."""
         return {domain.name: domain.method for domain in self.manifest.domains} if self.manifest else {}
 
-    def _sum(self, name: str) -> float | None:
-        values = [getattr(block, name) for block in self.blocks]
-        return None if None in values or not values else math.fsum(values)
+    def _typical(self, quantity: str, unit: str) -> float | None:
+        """The geometric mean of the blocks' rates; ``None`` where one is not known."""
+        rates = _rates(self.blocks, quantity, unit)
+        if rates is None or min(rates) < 0:
+            return None
+        return math.exp(math.fsum(map(math.log, rates)) / len(rates)) if min(rates) > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every number by its name, unknown ones as ``None``."""
@@ -382,18 +389,21 @@ def _bounds(blocks: Sequence[Block], unit: str) -> list[tuple[float, float]] | N
 
 
 def _projected(blocks: Sequence[Block], quantity: str, unit: str, planned: float, confidence: float) -> Range | None:
-    """``planned`` units of a quantity from its block means, with their interval; the meter's bounds widen it."""
+    """``planned`` units of a quantity at its typical rate, with the interval of that; the meter's bounds widen it."""
     rates = _rates(blocks, quantity, unit)
     if rates is None:
         return None
-    interval = mean_interval(rates, confidence=confidence)
+    if min(rates) <= 0:  # nothing was used, or the grid emits nothing
+        return Range(0.0, 0.0, 0.0) if max(rates) == 0 else None
+    interval = mean_interval([math.log(rate) for rate in rates], confidence=confidence)
+    typical = math.exp(interval.mean)
     if interval.lo is None or interval.hi is None:
-        return Range(interval.mean * planned, None, None)
+        return Range(typical * planned, None, None)
     below = above = 1.0
     bounds, energy = _bounds(blocks, unit), _rates(blocks, "energy_j", unit)
     if quantity != "duration_s" and bounds and energy and (total := math.fsum(energy)):
         below, above = (math.fsum(side) / total for side in zip(*bounds, strict=True))
-    return Range(interval.mean * planned, max(0.0, interval.lo * below * planned), interval.hi * above * planned)
+    return Range(typical * planned, math.exp(interval.lo) * below * planned, math.exp(interval.hi) * above * planned)
 
 
 def _saved(base: Range | None, difference: Difference | None) -> Range | None:
