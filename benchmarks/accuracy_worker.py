@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -44,7 +45,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One loop: ``tools`` is "windows" (green_torch and zeus, side by side) or one of the tools alone."""
+    """One loop: ``tools`` is "windows" (green_torch and zeus in both modes, side by side) or one tool alone: "green", "green auto",
+    "green thread", "zeus", "zeus approx", "codecarbon"."""
 
     tools: str
     step_s: float
@@ -92,13 +94,16 @@ class Green(Tool):
 
     name = "green_torch"
 
-    def __init__(self, stack: contextlib.ExitStack, *, thread: bool = False) -> None:
+    def __init__(self, stack: contextlib.ExitStack, how: str) -> None:
         super().__init__()
         meters, _ = open_meters()
-        self.meters = meters if thread else in_child(meters, POLL_S)
+        self.meters = meters if "thread" in how else in_child(meters, POLL_S)
         self.sink = MemorySink()
+        every = "auto" if "auto" in how else 1
         self.tracker = stack.enter_context(
-            green_torch.track(meters=self.meters, intensity=100.0, log_every_n_steps=1, sinks=[self.sink], poll_interval_s=POLL_S)
+            green_torch.track(
+                meters=self.meters, intensity=100.0, log_every_n_steps=every, sinks=[self.sink], poll_interval_s=POLL_S
+            )
         )
 
     def mark(self) -> None:
@@ -161,6 +166,8 @@ class Codecarbon(Tool):
         self.rows: list[tuple[int, int, dict[int, float]]] = []
         self.begin_ns = 0
         self.begun = False
+        self.tracker.start_task("set up")
+        self.tracker.stop_task("set up")
 
     def mark(self) -> None:
         end_ns = time.monotonic_ns()
@@ -214,6 +221,19 @@ def child_cpu_s(pid: int | None) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
+def prepare() -> None:
+    """Imports the other tools under a simulated driver, so that forked jobs find them ready; codecarbon asks for ``nvidia-smi``."""
+    folder = Path(tempfile.mkdtemp())
+    script = folder / "nvidia-smi"
+    script.write_text("#!/bin/sh\n", encoding="utf-8")
+    script.chmod(0o755)
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+    logging.disable(logging.CRITICAL)
+    with simulated(Gpu()), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        for name in ("codecarbon", "zeus.monitor", "green_torch.tracker"):
+            importlib.import_module(name)
+
+
 @contextlib.contextmanager
 def driver(job: Job) -> Iterator[Sim]:
     """The simulated driver for this process, its children, and tools that were imported before it."""
@@ -233,8 +253,9 @@ def run(job: Job) -> dict[str, Any]:
     wait = busy_until if job.busy else idle_until
     with driver(job) as sim, contextlib.ExitStack() as stack:
         count = len(job.sources)
-        green = Green(stack, thread=job.tools == "green thread") if job.tools in ("windows", "green", "green thread") else None
-        zeus = [Zeus(approximate=mode, gpus=count) for mode in (False, True) if job.tools in ("windows", ("zeus", "zeus approx")[mode])]
+        green = Green(stack, job.tools) if job.tools.startswith(("windows", "green")) else None
+        modes = {"windows": (False, True), "zeus": (False,), "zeus approx": (True,)}.get(job.tools, ())
+        zeus = [Zeus(approximate=mode, gpus=count) for mode in modes]
         carbon = Codecarbon() if job.tools == "codecarbon" else None
         tools: list[Tool] = [tool for tool in (green, *zeus, carbon) if tool is not None]
         step_ns = round(job.step_s * 1e9)

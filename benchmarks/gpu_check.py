@@ -137,11 +137,12 @@ def synchronisation(*, dry: bool) -> Part:
             costs_us.clear()
             with sync_is_an_error(device):
                 tracked(n_steps)
+            median_us, p95_us = quantiles(costs_us)
             ours = synchronisations(device, lambda: tracked(n_steps // 5))
         theirs = synchronisations(device, lambda: [step() for _ in range(n_steps // 5)])
-    median_us, p95_us = quantiles(costs_us)
+    mode = "on the CPU, which has nothing to wait for" if dry else "with torch.cuda.set_sync_debug_mode('error')"
     body = (
-        f'{n_steps} tracked steps passed with `torch.cuda.set_sync_debug_mode("error")`. Under the profiler a loop of {n_steps // 5} '
+        f"{n_steps} tracked steps passed {mode}. Under the profiler a loop of {n_steps // 5} "
         f"steps made {ours} synchronising calls with tracking and {theirs} without. `step()` took {median_us:.1f} µs "
         f"(median; 95th percentile {p95_us:.1f} µs) on the training thread."
     )
@@ -300,7 +301,8 @@ def utilisation(*, dry: bool) -> Part:
                 "; ".join(f"{peak.flop_per_s:.3g} ({peak.basis})" for peak in result.peaks),
             ]
         )
-    expected = None if dry else GPT_124M_MODEL_FLOPS
+    large = not dry and torch.cuda.get_device_properties(0).total_memory >= 30e9  # else the built-in workload is a smaller GPT
+    expected = GPT_124M_MODEL_FLOPS if large else None
     known = [value for value in flops.values() if value]
     same = bool(known) and max(known) - min(known) < 1e-3 * max(known)
     passed = same and len(known) == len(compared.results)

@@ -12,23 +12,21 @@ Results are kept per device model and driver in the user's cache directory: :fun
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import time
 from bisect import bisect_left
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from green_torch.cache import cache_file, entries, keep
 from green_torch.errors import MeterError
 from green_torch.records import Method
 from green_torch.units import NS_PER_S, ns_to_s, s_to_ns
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from green_torch.meters.nvml import NvmlMeter
@@ -427,7 +425,7 @@ def part_time_periods(domains: Iterable[Domain], *, cache_dir: str | os.PathLike
 
 def load(device: str, driver: str, *, cache_dir: str | os.PathLike[str] | None = None) -> Calibration | None:
     """The calibration kept for this device model and driver; ``None`` where there is none that can be read."""
-    entry = _kept(_file(cache_dir)).get(_key(device, driver))
+    entry = entries(cache_file(_FILE, cache_dir)).get(_key(device, driver))
     try:
         return None if entry is None else _restored(entry)
     except (TypeError, ValueError):
@@ -436,13 +434,7 @@ def load(device: str, driver: str, *, cache_dir: str | os.PathLike[str] | None =
 
 def save(calibration: Calibration, *, cache_dir: str | os.PathLike[str] | None = None) -> None:
     """Keeps a calibration, whole or not at all; a cache that can't be written is done without."""
-    path = _file(cache_dir)
-    entries = {**_kept(path), _key(calibration.device, calibration.driver): asdict(calibration)}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-        temporary.replace(path)
+    keep(cache_file(_FILE, cache_dir), _key(calibration.device, calibration.driver), asdict(calibration))
 
 
 def _key(device: str, driver: str) -> str:
@@ -462,21 +454,3 @@ def _restored(entry: dict[str, Any]) -> Calibration:
     if not (period_s is None or (math.isfinite(period_s) and period_s > 0)) or restored.part_time not in {True, False, None}:
         raise ValueError("not a calibration")
     return restored
-
-
-def _kept(path: Path) -> dict[str, dict[str, Any]]:
-    """The file's entries, whatever of it can be read."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return {key: entry for key, entry in content.items() if isinstance(entry, dict)}
-    return {}
-
-
-def _file(cache_dir: str | os.PathLike[str] | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir) / _FILE
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    with suppress(RuntimeError):  # a user without a home
-        base = base.expanduser()
-    return base / "green_torch" / _FILE

@@ -9,9 +9,7 @@ makes it another device, and an unknown device has no peak (``None``). Figures a
 from __future__ import annotations
 
 import csv
-import json
 import math
-import os
 import platform
 import re
 import threading
@@ -25,10 +23,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from green_torch.cache import cache_file, entries, keep
 from green_torch.errors import ArgumentError
 from green_torch.records import DevicePeak
 
 if TYPE_CHECKING:
+    import os
+
     import torch
 
 __all__ = ["KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
@@ -239,8 +240,8 @@ def measured_cpu_peak(
         return None
     threads = torch.get_num_threads()
     key = " | ".join((_cpu_name(), f"{threads} threads", name, _cpu_precision(name), f"torch {torch.__version__}"))
-    path = (Path(cache_dir) if cache_dir else _user_cache_dir()) / "cpu_peaks.json"
-    kept = _cached(path).get(key) or _measured.get(key)
+    path = cache_file("cpu_peaks.json", cache_dir)
+    kept = _kept(path, key) or _measured.get(key)
     if kept is not None:
         return replace(kept, device=_cpu_name(), dtype=name)
     best = _best_gemm(getattr(torch, name), budget_s)
@@ -252,7 +253,7 @@ def measured_cpu_peak(
     peak = DevicePeak(best.flop_per_s, _cpu_name(), name, "measured", how)
     _measured[key] = peak
     if not best.disturbed:
-        _keep(path, key, peak)
+        keep(path, key, {"flop_per_s": peak.flop_per_s, "source": peak.source})
     return peak
 
 
@@ -336,32 +337,11 @@ def _cpu_precision(dtype: str) -> str:
     return torch.get_float32_matmul_precision()
 
 
-def _user_cache_dir() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    with suppress(RuntimeError):  # a user without a home
-        base = base.expanduser()
-    return base / "green_torch"
-
-
-def _cached(path: Path) -> dict[str, DevicePeak]:
-    """What is kept in the cache file, whatever of it can be read."""
-    kept: dict[str, DevicePeak] = {}
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for key, entry in content.items() if isinstance(content, dict) else ():
-            with suppress(TypeError, KeyError, ValueError):
-                flop_per_s = float(entry["flop_per_s"])
-                if math.isfinite(flop_per_s) and flop_per_s > 0:
-                    kept[key] = DevicePeak(flop_per_s, "", "", "measured", str(entry["source"]))
-    return kept
-
-
-def _keep(path: Path, key: str, peak: DevicePeak) -> None:
-    """Writes one more entry, whole or not at all; a cache that can't be written is done without."""
-    entries = {**_cached(path), key: peak}
-    content = {name: {"flop_per_s": kept.flop_per_s, "source": kept.source} for name, kept in entries.items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(path)
+def _kept(path: Path, key: str) -> DevicePeak | None:
+    """What is kept under a key, if it is a peak."""
+    with suppress(TypeError, KeyError, ValueError):
+        entry = entries(path)[key]
+        flop_per_s = float(entry["flop_per_s"])
+        if math.isfinite(flop_per_s) and flop_per_s > 0:
+            return DevicePeak(flop_per_s, "", "", "measured", str(entry["source"]))
+    return None

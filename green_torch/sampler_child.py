@@ -25,10 +25,9 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pynvml
 
 from green_torch.errors import MeterError
 from green_torch.meters.nvml import NvmlMeter
@@ -159,7 +158,7 @@ class _Child:
                 self._end()
 
     def _start(self) -> None:
-        paths = [str(Path(__file__).parents[1]), str(Path(pynvml.__file__).parent)]
+        paths = [str(Path(__file__).parents[1]), *_folder_of("pynvml")]
         code = f"import sys; sys.path += {paths!r}; from green_torch.sampler_child import main; main(sys.argv[1])"
         try:
             self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and our own code)
@@ -241,6 +240,12 @@ class Pace:
             period_ns = self._period_ns = statistics.median(self._gaps)
             spread_ns = 3 * statistics.median(abs(gap - period_ns) for gap in self._gaps) + self._fine_ns / 8
             self._due = lo_ns + period_ns - spread_ns, hi_ns + period_ns + spread_ns
+
+
+def _folder_of(module: str) -> list[str]:
+    """Where the child finds a module that this process can import."""
+    spec = find_spec(module)
+    return [str(Path(spec.origin).parent)] if spec is not None and spec.origin else []
 
 
 def main(order: str) -> None:

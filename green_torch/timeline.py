@@ -9,7 +9,8 @@ instant ``t`` lies between::
     upper(t) = min over k of  E_k + q                      if lo_k >= t,  else  E_k + q + p_max (t - lo_k)
 
 with ``q`` the counter's quantum. Any subset of knots gives valid bounds, so only the nearest are looked at and old ones are
-forgotten. The estimate is linear between knots: it telescopes, and clipped to the bounds it stays monotonic. An interval
+forgotten. The estimate is linear between knots, or follows the shape that the steps have shown (:class:`_Shape`) where they have one:
+it telescopes, keeps to the counter at every knot, and is clipped to the bounds. An interval
 ``[a, b]`` then holds between ``lower(b) - upper(a)`` and ``upper(b) - lower(a)`` joules, clipped to ``[0, p_max (b - a)]``.
 
 A counter that goes back (a driver reload, a glitch) begins a new *epoch*, and so does one that leaps by more than ``p_max`` can have
@@ -23,6 +24,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
+from operator import mul
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,8 @@ from green_torch.records import Flag, Method
 from green_torch.units import NS_PER_S
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from green_torch.records import Domain, Instant
 
 POWER_HEADROOM = 1.5  # p_max over the device's power limit: limits are control targets, transients pass them
@@ -41,6 +45,11 @@ _GAPS = 16  # gaps between updates that a counter's period is taken from
 _FEW_GAPS = 5  # so few tell no period
 _TELLING = 0.7  # brackets wider than this share of the period hide its multiples
 _TIMER_NS = 3e4  # no counter keeps time better
+_MARKS = 128  # step boundaries remembered
+_PIECES = 8  # of a step's power profile
+_LEARNING = 0.5  # how far one interval corrects the profile
+_MEMORY = 0.02  # share of the newest interval in running means
+_COVERED = 4  # an interval of more steps than this tells nothing of their shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,7 @@ class DomainTimeline:
         self._starts = [0]  # index of each remaining epoch's first knot
         self._period_ns = math.inf  # no two updates were seen closer together than this
         self._rhythm = _Rhythm()
+        self._shape = _Shape()
         self._offset_j = 0.0  # added to raw readings, so that levels go on across a reset
         self._raw_j: float | None = None
         self._seen_begin_ns = 0  # start of the last reading that saw the current value
@@ -132,6 +142,8 @@ class DomainTimeline:
         """
         if not self._e:
             raise ValueError(f"no reading of {self.domain.name} yet")
+        if self.counted:
+            self._shape.mark(instant.at_ns, self._at, self._e)
         estimate = self._estimate(instant.at_ns)
         epoch = self._epoch_at(instant.at_ns)
         if not self.counted:
@@ -245,7 +257,7 @@ class DomainTimeline:
         # The run's first knot is a reading, not an update: no slope may be drawn from it if a later pair exists.
         drawn_from = int(self.counted and self._lo[0] == -math.inf and len(e) > 1)
         if after > drawn_from:
-            share = (t - at[after - 1]) / (at[after] - at[after - 1])
+            share = self._shape.share(at[after - 1], t, at[after])
             return e[after - 1] + share * (e[after] - e[after - 1])
         if len(e) > drawn_from + 1 and at[drawn_from + 1] > at[drawn_from]:
             slope = (e[drawn_from + 1] - e[drawn_from]) / (at[drawn_from + 1] - at[drawn_from])
@@ -258,8 +270,7 @@ class _Rhythm:
 
     The period is the median of the last gaps, and their spread the noise. It says nothing where the brackets are nearly as wide as the
     period (the gaps' multiples can't be told) or where the expected instant lies outside: then the middle stands. Only estimates follow
-    it, never bounds. On a training-like wave it brings the error of 53 ms steps, read every 10 ms, from 5.0 to 0.7 % (counter of 20 ms) and
-    from 3.9 to 2.1 % (100 ms), the error of known instants (simulated).
+    it, never bounds.
     """
 
     __slots__ = ("_at_ns", "_gaps", "_noise", "_period_ns", "_variance", "_widths")
@@ -297,6 +308,87 @@ class _Rhythm:
                 self._noise = spread_ns**2 + _TIMER_NS**2
         self._at_ns, self._variance = at_ns, variance
         return at_ns
+
+
+class _Shape:
+    """How power is spread over a step, learned from what the counter shows of many steps at many phases.
+
+    A counter's interval that a step boundary falls into must be divided. Power is modelled as a profile of ``_PIECES`` pieces over
+    the span between two marks; each finished interval corrects the pieces that it covers (normalised least mean squares). The profile
+    is trusted by as much as it foretells the intervals better than a constant power does: not at all where power doesn't follow the
+    steps. Only estimates follow it, never bounds.
+    """
+
+    __slots__ = ("_done_ns", "_flat", "_marks", "_mean", "_profile", "_shaped", "_spans", "_typical_ns")
+
+    def __init__(self) -> None:
+        self._marks: deque[float] = deque(maxlen=_MARKS)
+        self._spans: deque[float] = deque(maxlen=_GAPS)
+        self._typical_ns = 0.0  # between two marks
+        self._done_ns = -math.inf  # learned from every interval up to here
+        self._mean: float | None = None
+        self._profile = [1.0] * _PIECES  # power in each piece, relative to the mean
+        self._flat = self._shaped = 0.0  # mean squared errors of foretelling an interval without and with the profile
+
+    def mark(self, at_ns: float, knots_ns: list[float], energy_j: list[float]) -> None:
+        """Takes a step boundary, and learns from the knots' intervals that end before it."""
+        marks = self._marks
+        if marks and at_ns <= marks[-1]:
+            return
+        if marks:
+            self._spans.append(at_ns - marks[-1])
+            self._typical_ns = median(self._spans)
+        marks.append(at_ns)
+        self._done_ns = max(self._done_ns, marks[0])
+        k = bisect_left(knots_ns, self._done_ns)
+        while k + 1 < len(knots_ns) and knots_ns[k + 1] <= at_ns:
+            begin_ns, self._done_ns = knots_ns[k], knots_ns[k + 1]
+            if begin_ns < self._done_ns < begin_ns + _COVERED * self._typical_ns:
+                self._learn(begin_ns, self._done_ns, (energy_j[k + 1] - energy_j[k]) / (self._done_ns - begin_ns))
+            k += 1
+
+    def share(self, begin_ns: float, at_ns: float, end_ns: float) -> float:
+        """The part of the joules between two knots that belongs before an instant between them."""
+        trust = 1 - self._shaped / self._flat if self._flat and len(self._spans) > _FEW_GAPS else 0.0
+        if trust > 0 and self._marks[0] <= begin_ns and end_ns - begin_ns < _COVERED * self._typical_ns:
+            weights = [1 + trust * (power - 1) for power in self._profile]
+            before, after = (
+                math.fsum(weights[piece] * ns for piece, ns in self._pieces(*interval))
+                for interval in ((begin_ns, at_ns), (at_ns, end_ns))
+            )
+            if before + after > 0:
+                return before / (before + after)
+        return (at_ns - begin_ns) / (end_ns - begin_ns)
+
+    def _learn(self, begin_ns: float, end_ns: float, power: float) -> None:
+        self._mean = power if self._mean is None else self._mean + _MEMORY * (power - self._mean)
+        if self._mean <= 0:
+            return
+        cover = [0.0] * _PIECES
+        for piece, ns in self._pieces(begin_ns, end_ns):
+            cover[piece] += ns / (end_ns - begin_ns)
+        flat = power / self._mean - 1
+        error = 1 + flat - sum(map(mul, cover, self._profile))
+        self._flat += _MEMORY * (flat**2 - self._flat)
+        self._shaped += _MEMORY * (error**2 - self._shaped)
+        gain = _LEARNING * error / sum(map(mul, cover, cover))
+        self._profile = [max(0.0, own + gain * part) for own, part in zip(self._profile, cover, strict=True)]
+
+    def _pieces(self, begin_ns: float, end_ns: float) -> Iterator[tuple[int, float]]:
+        """The profile's pieces between two instants and their nanoseconds; after the last mark come typical spans."""
+        marks = self._marks
+        i = bisect_right(marks, begin_ns) - 1
+        start_ns = marks[i]
+        while start_ns < end_ns:
+            i += 1
+            stop_ns = marks[i] if i < len(marks) else start_ns + self._typical_ns
+            width_ns = (stop_ns - start_ns) / _PIECES
+            for piece in range(_PIECES):
+                left_ns = start_ns + piece * width_ns
+                ns = min(end_ns, left_ns + width_ns) - max(begin_ns, left_ns)
+                if ns > 0:
+                    yield piece, ns
+            start_ns = stop_ns
 
 
 class Telescope:

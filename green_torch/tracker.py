@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import green_torch
+from green_torch.calibration import part_time_periods
 from green_torch.clock import DeviceMarker, HostClock, HostMarker
 from green_torch.errors import ArgumentError, GreenTorchWarning, UsageError
 from green_torch.recorder import PATIENCE_S, TICK_S, Baseline, Recorder
@@ -169,6 +170,7 @@ class Tracker:
             peak_of=self._peak_of,
             warn=self._warnings,
             baseline=compared,
+            part_time_s=part_time_periods(manifest.domains),
         )
 
     @property

@@ -65,5 +65,7 @@ def kwh(energy_j: float | None, digits: int = 3) -> str:
 
 
 def _digits(value: float, digits: int) -> str:
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0 if value == 0 else 1
-    return f"{value:.{max(0, digits - whole)}f}"
+    """So many significant digits: 99.996 reads "100", not "100.0"."""
+    rounded = float(f"{value:.{digits}g}")
+    whole = len(str(int(abs(rounded)))) if abs(rounded) >= 1 else 0 if rounded == 0 else 1
+    return f"{rounded:.{max(0, digits - whole)}f}"

@@ -63,3 +63,10 @@ def test_grams_become_kilograms_and_tonnes():
     assert units.grams(552e6) == "552 tCO2e"
     assert units.grams(1500.0) == "1.50 kgCO2e"
     assert units.grams(None) == "unknown"
+
+
+@given(st.floats(1e-6, 1e12))
+def test_printed_numbers_have_three_digits(value):
+    """Rounding up to the next power of ten adds no digit."""
+    assert sum(map(str.isdigit, units.si(value, "W").split()[0])) == 3
+    assert units.si(0.099995, "s") == "100 ms"

@@ -305,7 +305,7 @@ def test_a_model_that_cannot_be_counted_does_not_end_training_either():
 def test_step_outside_the_context_is_refused():
     """Before training a wrong place raises; after the run it is ignored with a warning."""
     run = Run()
-    with pytest.raises(UsageError, match="with green_torch.track"):
+    with pytest.raises(UsageError, match=r"with green_torch.track"):
         run.tracker.step()
     with run.tracker:
         run.steps(1, 0.1)

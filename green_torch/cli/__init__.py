@@ -72,14 +72,21 @@ def _demo(
 
 
 @app.command("doctor")
-def _doctor(*, region: Region = None, as_json: AsJson = False) -> None:
+def _doctor(
+    *,
+    region: Region = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure each GPU's energy counter, a few seconds each, and keep what is found.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show which devices, meters, peaks and grid data are here, how each joule will be known, and what mends what is missing."""
     from rich.console import Console
 
     from green_torch.cli.doctor import examine, show
     from green_torch.sinks.codec import plain
 
-    report = examine(region)
+    report = examine(region, calibrate=calibrate)
     if as_json:
         _print_json(plain(report))
     else:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import green_torch
+from green_torch.calibration import Calibration, calibrate_gpus
 from green_torch.cli.console import HOW_KNOWN
 from green_torch.intensity import pue_for, resolve
 from green_torch.meters import discover
@@ -41,7 +42,6 @@ _GPU_DTYPES = ("float32", "tf32", "bfloat16", "float16", "float8")
 _INTEGRATIONS = (  # distribution, module of ours, what it gives
     ("lightning", "green_torch.lightning", "GreenMonitor for lightning.pytorch"),
     ("pytorch-lightning", "green_torch.lightning", "GreenMonitor for pytorch_lightning"),
-    ("transformers", "green_torch.transformers", "GreenCallback for the Hugging Face Trainer"),
     ("tensorboard", "green_torch.sinks.tensorboard", "the green/ tags"),
     ("codecarbon", "green_torch.meters.codecarbon", "CPU and memory models, grid tables"),
     ("nvidia-ml-py", "green_torch.meters.nvml", "energy counters of NVIDIA GPUs"),
@@ -95,11 +95,12 @@ class Report:
     pue: float
     pue_source: str
     integrations: tuple[Integration, ...]
+    calibrations: tuple[Calibration, ...]
     missing: tuple[str, ...]
 
 
-def examine(region: str | None = None) -> Report:
-    """Looks at this machine.
+def examine(region: str | None = None, *, calibrate: bool = False) -> Report:
+    """Looks at this machine; ``calibrate`` also measures each GPU's energy counter, which takes some seconds and keeps it busy.
 
     Raises:
         ArgumentError: no table knows the region (:class:`~green_torch.errors.UnknownRegionError` names the nearest).
@@ -119,6 +120,8 @@ def examine(region: str | None = None) -> Report:
     metered = [one for meter, first in zip(found.meters, before, strict=True) for one in _metered(meter, first, missing)]
     for meter in found.meters:
         meter.close()
+    calibrations, not_calibrated = calibrate_gpus() if calibrate else ([], [])
+    missing += [text for text in not_calibrated if text not in missing]
     missing += [f"{one.name}: {one.mend}" for one in integrations if one.version is not None and "pip" in one.mend]
     return Report(
         schema=SCHEMA,
@@ -135,6 +138,7 @@ def examine(region: str | None = None) -> Report:
         pue=pue,
         pue_source=pue_source,
         integrations=integrations,
+        calibrations=tuple(calibrations),
         missing=tuple(missing),
     )
 
@@ -299,6 +303,8 @@ def show(report: Report, console: Console) -> None:
         _peak_rows(report.peaks),
         "none known: no MFU without peak_flop_per_s=",
     )
+    for one in report.calibrations:
+        _print(console, "Energy counter, calibrated", ("", ""), one.lines())
     grid = report.grid
     kind = f"{grid.basis}, {'average' if grid.average else 'marginal'}" + (f", {grid.year}" if grid.year else "")
     _print(
