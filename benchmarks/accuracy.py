@@ -152,7 +152,15 @@ def tables(means: dict[Cell, dict[str, dict[str, Value]]], *, busy: bool) -> str
                 f"{100 * ours['unresolved'][0]:.0f}",
             ]
         )
-    head = ["wave", "counter ms", "step ms", "step RMS error %", "zero readings %", "10-step mean, RMS error %", "run total, |error| %"]
+    head = [
+        "wave",
+        "counter ms",
+        "step ms",
+        "step RMS error %",
+        "zero readings %",
+        "10-step mean, RMS error %",
+        "run total, |error| %",
+    ]
     return table([*head, "coverage %", "half width %", "unresolved %"], rows)
 
 
@@ -177,7 +185,13 @@ def verdicts(
         found = {cell[2]: values["rms"] for cell, values in idle.items() if cell[1] == "training" and cell[3] == step_s}
         text = ", ".join(f"{percent(value)} % ({1e3 * period_s:.0f} ms counter)" for period_s, value in found.items())
         met = bool(found) and all(value[0] <= limit for value in found.values())
-        out.append({"target": f"training-like, {1e3 * step_s:.0f} ms steps, idle: RMS at most {limit:.1%}", "met": met, "measured": text})
+        out.append(
+            {
+                "target": f"training-like, {1e3 * step_s:.0f} ms steps, idle: RMS at most {limit:.1%}",
+                "met": met,
+                "measured": text,
+            }
+        )
     for wave in WAVES:
         long = {cell: values for cell, values in idle.items() if cell[3] >= 0.053 and cell[1] == wave}
         if long:
@@ -185,7 +199,13 @@ def verdicts(
             value = long[worst]["ten_rms"]
             within = statistics.fmean(values["ten_within"][0] for values in long.values())
             text = f"worst cell {percent(value)} % RMS ({1e3 * worst[2]:.0f} ms counter, {1e3 * worst[3]:.0f} ms steps); {within:.1%} of the means are"
-            out.append({"target": f"{wave}: 10-step means within 1 %, steps of 53 ms and more, idle", "met": value[0] <= 0.01, "measured": text})
+            out.append(
+                {
+                    "target": f"{wave}: 10-step means within 1 %, steps of 53 ms and more, idle",
+                    "met": value[0] <= 0.01,
+                    "measured": text,
+                }
+            )
     for name, what in (("rms", "RMS"), ("total", "run total")):
         behind = []
         for cell, tools in means.items():
@@ -196,13 +216,31 @@ def verdicts(
                     f"{load}, {cell[1]}, {1e3 * cell[2]:.0f} ms counter, {1e3 * cell[3]:.0f} ms steps: "
                     f"{percent(tools[OURS][name])} % against {percent(min(modes))} %"
                 )
-        out.append({"target": f"no cell's {what} worse than zeus's better mode", "met": not behind, "measured": "; ".join(behind) or "none is"})
+        out.append(
+            {
+                "target": f"no cell's {what} worse than zeus's better mode",
+                "met": not behind,
+                "measured": "; ".join(behind) or "none is",
+            }
+        )
     for cost in costs:
         if cost["tools"] == "green auto" and not cost["busy"]:
             median_us = cost["cost_us"]["median"]
-            out.append({"target": "step() at most 20 µs, median", "met": median_us <= 20, "measured": f"{median_us:.0f} µs ({cost['counter_ms']:.0f} ms counter, idle)"})
+            out.append(
+                {
+                    "target": "step() at most 20 µs, median",
+                    "met": median_us <= 20,
+                    "measured": f"{median_us:.0f} µs ({cost['counter_ms']:.0f} ms counter, idle)",
+                }
+            )
             share = cost["sampler_core_share"]
-            out.append({"target": "sampler at most 1 % of a core", "met": share <= 0.01, "measured": f"{share:.2%} ({cost['counter_ms']:.0f} ms counter)"})
+            out.append(
+                {
+                    "target": "sampler at most 1 % of a core",
+                    "met": share <= 0.01,
+                    "measured": f"{share:.2%} ({cost['counter_ms']:.0f} ms counter)",
+                }
+            )
     return out
 
 
@@ -217,7 +255,11 @@ def main() -> None:
     idle_s = {0.053: 4.0, 0.19: 6.0} if quick else IDLE_S
     busy_s = {0.053: 4.0} if quick else BUSY_S
     results = run_all(
-        [job for pair in zip(*(plan(tools, idle_s, phases, 1, busy=False) for tools in ("windows", "codecarbon")), strict=True) for job in pair],
+        [
+            job
+            for pair in zip(*(plan(tools, idle_s, phases, 1, busy=False) for tools in ("windows", "codecarbon")), strict=True)
+            for job in pair
+        ],
         slots=8,
     )
     results += run_all(plan("windows", busy_s, phases, 2, busy=True), slots=1)
@@ -244,26 +286,41 @@ def main() -> None:
         cell: {
             tool: {
                 name: over(found, value)
-                for name, value in (MEASURES | {k: (lambda p, k=k: p[k]) for k in ("coverage", "half_width", "unresolved") if k in found[0]}).items()
+                for name, value in (
+                    MEASURES | {k: (lambda p, k=k: p[k]) for k in ("coverage", "half_width", "unresolved") if k in found[0]}
+                ).items()
             }
             for tool, found in tools.items()
         }
         for cell, tools in cells.items()
     }
     targets = verdicts(means, cells, costs)
-    write("accuracy" + ("-quick" if quick else ""), "Joules of single steps against a known truth", _body(means, targets, costs, phases, time.monotonic() - begun), {
-        "phases": phases,
-        "targets": targets,
-        "costs": costs,
-        "cells": [
-            {"busy": cell[0], "wave": cell[1], "counter_ms": 1e3 * cell[2], "step_ms": 1e3 * cell[3], "tools": tools}
-            for cell, tools in means.items()
-        ],
-    })
+    write(
+        "accuracy" + ("-quick" if quick else ""),
+        "Joules of single steps against a known truth",
+        _body(means, targets, costs, phases, time.monotonic() - begun),
+        {
+            "phases": phases,
+            "targets": targets,
+            "costs": costs,
+            "cells": [
+                {"busy": cell[0], "wave": cell[1], "counter_ms": 1e3 * cell[2], "step_ms": 1e3 * cell[3], "tools": tools}
+                for cell, tools in means.items()
+            ],
+        },
+    )
 
 
-def _body(means: dict[Cell, dict[str, dict[str, Value]]], targets: list[dict[str, Any]], costs: list[dict[str, Any]], phases: int, took_s: float) -> str:
-    targets_table = table(["target", "met", "measured"], [[t["target"], "yes" if t["met"] else "**no**", t["measured"]] for t in targets])
+def _body(
+    means: dict[Cell, dict[str, dict[str, Value]]],
+    targets: list[dict[str, Any]],
+    costs: list[dict[str, Any]],
+    phases: int,
+    took_s: float,
+) -> str:
+    targets_table = table(
+        ["target", "met", "measured"], [[t["target"], "yes" if t["met"] else "**no**", t["measured"]] for t in targets]
+    )
     costs_table = table(
         ["tool alone, 1 GPU, 53 ms steps", "main thread", "counter ms", "median µs", "95th µs", "sampler, share of a core"],
         [

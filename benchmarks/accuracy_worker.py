@@ -45,8 +45,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One loop: ``tools`` is "windows" (green_torch and zeus in both modes, side by side) or one tool alone: "green", "green auto",
-    "green thread", "zeus", "zeus approx", "codecarbon"."""
+    """One loop. ``tools`` is "windows" (green_torch and zeus in both modes, side by side) or one tool alone.
+
+    Alone: "green", "green auto", "green thread", "zeus", "zeus approx", "codecarbon".
+    """
 
     tools: str
     step_s: float
@@ -74,12 +76,12 @@ class Tool:
     """A tool at its steps: ``mark`` ends one and begins the next; ``result`` gives each GPU's steps, bounds and total."""
 
     name: str
-    own: str = ""
 
     def __init__(self) -> None:
         self.costs_s: list[float] = []
 
     def mark(self) -> None:
+        """Ends a step and begins the next."""
         raise NotImplementedError
 
     def timed(self) -> None:
@@ -107,6 +109,7 @@ class Green(Tool):
         )
 
     def mark(self) -> None:
+        """A step."""
         self.tracker.step()
 
     def steps(self, place: int) -> list[tuple[int, int, float, float, float, bool]]:
@@ -136,6 +139,7 @@ class Zeus(Tool):
         self.begun = False
 
     def mark(self) -> None:
+        """A window's end and the next one's begin."""
         end_ns = time.monotonic_ns()
         if self.begun:
             self.rows.append((self.begin_ns, end_ns, self.monitor.end_window("step", sync_execution=False).gpu_energy))
@@ -147,6 +151,7 @@ class Zeus(Tool):
         self.monitor.begin_window("step", sync_execution=False)
 
     def close(self) -> None:
+        """Ends the window over the run."""
         end_ns = time.monotonic_ns()
         self.whole = (self.run_ns, end_ns, self.monitor.end_window("run", sync_execution=False).gpu_energy)
 
@@ -170,12 +175,14 @@ class Codecarbon(Tool):
         self.tracker.stop_task("set up")
 
     def mark(self) -> None:
+        """A task's end and the next one's begin."""
         end_ns = time.monotonic_ns()
         if self.begun:
             self.tracker.stop_task("step")
-            devices = [d for hardware in self.tracker._hardware if hasattr(hardware, "devices") for d in hardware.devices.devices]
+            hardware = self.tracker._hardware  # noqa: SLF001  (joules by GPU are nowhere else)
+            devices = [device for one in hardware if hasattr(one, "devices") for device in one.devices.devices]
             self.rows.append((self.begin_ns, end_ns, {k: d.energy_delta.kWh * 3.6e6 for k, d in enumerate(devices)}))
-            self.tracker._tasks.clear()
+            self.tracker._tasks.clear()  # noqa: SLF001  (it never forgets a task)
         self.tracker.start_task("step")
         self.begin_ns = time.monotonic_ns()
         self.begun = True
@@ -186,7 +193,9 @@ def errors(sim: Sim, place: int, steps: list[Step], whole: Step | None = None) -
     joules = np.array([step[2] for step in steps])
     truth = np.array([sim.truth_j(place, begin_ns, end_ns) for begin_ns, end_ns, _ in steps])
     tens = len(joules) // 10
-    means = joules[: 10 * tens].reshape(tens, 10).sum(1) / truth[: 10 * tens].reshape(tens, 10).sum(1) - 1 if tens else np.array([])
+    means = (
+        joules[: 10 * tens].reshape(tens, 10).sum(1) / truth[: 10 * tens].reshape(tens, 10).sum(1) - 1 if tens else np.array([])
+    )
     out = {
         "steps": len(steps),
         "rms": float(np.sqrt(np.mean((joules - truth) ** 2)) / truth.mean()),
@@ -239,11 +248,11 @@ def driver(job: Job) -> Iterator[Sim]:
     """The simulated driver for this process, its children, and tools that were imported before it."""
     import pynvml
 
-    with tempfile.TemporaryDirectory() as folder:
-        with simulated(*(gpu(source, job.step_s) for source in job.sources), virtual=False) as sim:
-            os.environ.update(sim.child_env(Path(folder)))
-            pynvml.nvmlInit()
-            yield sim
+    gpus = [gpu(source, job.step_s) for source in job.sources]
+    with tempfile.TemporaryDirectory() as folder, simulated(*gpus, virtual=False) as sim:
+        os.environ.update(sim.child_env(Path(folder)))
+        pynvml.nvmlInit()
+        yield sim
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -288,7 +297,7 @@ def run(job: Job) -> dict[str, Any]:
 def child_pid(green: Green | None) -> int | None:
     """The sampler's process id, where there is one."""
     meters = [meter for meter in green.meters if isinstance(meter, ChildMeter)] if green else []
-    return meters[0]._child.pid if meters else None
+    return meters[0].pid if meters else None
 
 
 def _errors_of(tool: Tool, sim: Sim, place: int) -> dict[str, float]:

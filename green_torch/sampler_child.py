@@ -90,6 +90,11 @@ class ChildMeter:
         """Whether the child does the reading now."""
         return time.monotonic_ns() - self._heard_ns < SILENT_NS
 
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._child.pid
+
     def read(self) -> Reading:
         """What the child has read since the last call, the newest in front of the ``earlier`` ones; it waits for more to come.
 
@@ -209,6 +214,7 @@ class Pace:
         self._fine_ns = self._coarse_ns // 10
         self._gaps: deque[float] = deque(maxlen=_GAPS)
         self._period_ns = math.inf
+        self._wide = 0  # changes in a row that were not closely seen
         self._begun_ns: int | None = None
         self._seen_ns = 0  # start of the last reading
         self._update: tuple[float, float] | None = None  # bounds of the last update instant
@@ -224,13 +230,17 @@ class Pace:
         if self._due is None:
             return self._fine_ns if end_ns - self._begun_ns < _LEARNING_NS else self._coarse_ns
         opens_ns, closes_ns = self._due[0] - self._fine_ns / 2, self._due[1] + self._fine_ns / 2
-        if end_ns < opens_ns:
-            return int(min(opens_ns - end_ns, max(2 * self._coarse_ns, self._period_ns / 4)))
+        if end_ns < opens_ns:  # a slow counter can afford a look ahead, which stands in where the next comes late
+            ahead_ns = 5 * self._fine_ns if self._period_ns > 5 * self._coarse_ns else 0
+            remaining_ns = opens_ns - end_ns
+            quiet_ns = remaining_ns - ahead_ns if remaining_ns > ahead_ns else remaining_ns
+            return int(min(quiet_ns, max(2 * self._coarse_ns, self._period_ns / 4)))
         if 0 < closes_ns - end_ns < 2 * self._fine_ns:
             return int(closes_ns) - end_ns
         return self._fine_ns if end_ns < closes_ns + 5 * self._fine_ns else self._coarse_ns
 
     def _changed(self, lo_ns: float, hi_ns: float) -> None:
+        self._wide = self._wide + 1 if hi_ns - lo_ns > 3 * self._fine_ns else 0
         if self._due is not None and max(lo_ns, self._due[0]) <= min(hi_ns, self._due[1]):
             lo_ns, hi_ns = max(lo_ns, self._due[0]), min(hi_ns, self._due[1])
         if self._update is not None:
@@ -239,7 +249,8 @@ class Pace:
         if len(self._gaps) >= _GAPS // 2:
             period_ns = self._period_ns = statistics.median(self._gaps)
             spread_ns = 3 * statistics.median(abs(gap - period_ns) for gap in self._gaps) + self._fine_ns / 8
-            self._due = lo_ns + period_ns - spread_ns, hi_ns + period_ns + spread_ns
+            early_ns = min(self._fine_ns * (2**self._wide - 1), period_ns / 2)  # missed, perhaps for coming too late
+            self._due = lo_ns + period_ns - spread_ns - early_ns, hi_ns + period_ns + spread_ns
 
 
 def _folder_of(module: str) -> list[str]:
@@ -279,12 +290,12 @@ def _watch(place: int, uuid: str, name: str, poll_interval_s: float) -> None:
             time.sleep(_RETRY_S)
             continue
         new = (reading.begin_ns, reading.end_ns, reading.energy_j[name])
-        changed = new[2] != last[2]
+        first = math.isnan(last[2])
+        changed = not first and new[2] != last[2]
         if changed:
-            before = b"" if math.isnan(last[2]) else _RECORD.pack(place, *last)
-            _write(before + _RECORD.pack(place, *new))
+            _write(_RECORD.pack(place, *last) + _RECORD.pack(place, *new))
             told_ns = new[1]
-        elif new[1] - told_ns > _ALIVE_NS:
+        elif first or new[1] - told_ns > _ALIVE_NS:
             _write(_RECORD.pack(place, *new))
             told_ns = new[1]
         last = new

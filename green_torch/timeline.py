@@ -47,7 +47,7 @@ _TELLING = 0.7  # brackets wider than this share of the period hide its multiple
 _TIMER_NS = 3e4  # no counter keeps time better
 _MARKS = 128  # step boundaries remembered
 _PIECES = 8  # of a step's power profile
-_LEARNING = 0.5  # how far one interval corrects the profile
+_LEARNING = 0.7  # how far one interval corrects the profile
 _MEMORY = 0.02  # share of the newest interval in running means
 _COVERED = 4  # an interval of more steps than this tells nothing of their shape
 

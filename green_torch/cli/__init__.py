@@ -93,6 +93,30 @@ def _doctor(
         show(report, Console(highlight=False))
 
 
+@app.command("flops")
+def _flops(
+    target: Annotated[str, typer.Argument(help='"module:factory"; factory() gives a model, (model, args) or (model, args, kwargs).')],
+    *,
+    batch: Annotated[
+        list[str] | None, typer.Option(help='An input\'s shape and dtype, "8x1024:int64", in place of the factory\'s. May be repeated.')
+    ] = None,
+    attention: Annotated[str, typer.Option(help='"causal" halves attention that is called with is_causal.')] = "full",
+    depth: Annotated[int, typer.Option(help="How many levels of modules are listed.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Count a training step's FLOPs, forward and backward, by module and by operation. Computes nothing; no GPU needed."""
+    from rich.console import Console
+
+    from green_torch.cli.flops import examine, show
+    from green_torch.sinks.codec import plain
+
+    report = examine(target, batch or (), attention)  # type: ignore[arg-type]  # a wrong word raises, and says the right ones
+    if as_json:
+        _print_json(plain(report))
+    else:
+        show(report, Console(highlight=False), depth=depth)
+
+
 def _print_json(content: object) -> None:
     typer.echo(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
 

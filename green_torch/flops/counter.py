@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from torch.utils import _python_dispatch as dispatch
@@ -26,8 +26,34 @@ COUNTS_COMPILED = hasattr(TorchDispatchMode, "ignore_compile_internals")
 """Whether compiled functions may run while counting; on an older torch they would fall back to eager for good."""
 
 
+class Entry(NamedTuple):
+    """One operation that ran: where (see :class:`Tally`), which, in what dtype, what for, and its cost."""
+
+    place: str
+    op: str
+    kind: str
+    dtype: str
+    role: Role
+    cost: Cost
+
+    @property
+    def model_flops(self) -> int:
+        """What of it the mathematics asks for."""
+        return self.cost.model if self.role is Role.WORK else 0
+
+    @property
+    def recompute_flops(self) -> int:
+        """What of it had run before."""
+        if self.role is Role.WORK:
+            return self.cost.recompute
+        return self.cost.hardware if self.role is Role.REPLAY else 0
+
+
 class Tally:
-    """What was seen so far. Entries are appended, which the threads of a backward may do at the same time."""
+    """What was seen so far. Entries are appended, which the threads of a backward may do at the same time.
+
+    ``locate`` names the place where the running operation belongs; it is asked at each of them, once it is set.
+    """
 
     def __init__(self, attention_flops: Attention, dtype_of: Callable[[torch.dtype], torch.dtype] | None = None) -> None:
         if attention_flops not in {"full", "causal"}:
@@ -35,19 +61,24 @@ class Tally:
         self.causal = attention_flops == "causal"
         self.uncounted: set[str] = set()
         self.estimated = False
+        self.locate: Callable[[], str] | None = None
+        self.entries: list[Entry] = []
         self._dtype_of = dtype_of
-        self._entries: list[tuple[str, torch.dtype, Role, Cost]] = []
         self._known: dict[Any, tuple[str, Formula] | None] = {}
 
-    def add(self, kind: str, dtype: torch.dtype, cost: Cost) -> None:
+    def add(self, op: str, kind: str, dtype: torch.dtype, cost: Cost, place: str | None = None) -> None:
         """Enters the cost of an operation, for the reason for which it runs now."""
         why = reason()
         if why.compiled:  # a compiled graph may recompute, and its own kernels go unseen
             self.estimated = True
-        self._entries.append((kind, self._dtype_of(dtype) if self._dtype_of else dtype, why.role, cost))
+        if place is None:
+            place = self.locate() if self.locate else ""
+        ran_in = str(self._dtype_of(dtype) if self._dtype_of else dtype).removeprefix("torch.")
+        self.entries.append(Entry(place, op, kind, ran_in, why.role, cost))
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
         """Enters one operation that has just run. Never raises: what can't be counted is named among the uncounted."""
+        place = self.locate() if self.locate else ""
         try:
             known = self._known[func]
         except KeyError:
@@ -59,7 +90,7 @@ class Tally:
         try:
             kind, formula = known
             arguments = _by_name(func, args, kwargs, out)
-            self.add(kind, _first_dtype(arguments), formula(arguments, self.causal))
+            self.add(_name(func), kind, _first_dtype(arguments), formula(arguments, self.causal), place)
         except Exception as error:
             self.uncounted.add(f"{_name(func)} ({error})" if isinstance(error, NotImplementedError) else _name(func))
 
@@ -67,16 +98,13 @@ class Tally:
         """The sum of the entries."""
         model = hardware = recompute = 0
         by_dtype: dict[str, int] = {}
-        for kind, dtype, role, cost in list(self._entries):
-            hardware += cost.hardware
-            if role is Role.WORK:
-                model += cost.model
-                recompute += cost.recompute
-            elif role is Role.REPLAY:
-                recompute += cost.hardware
-            if cost.hardware:
-                key = f"{kind}/{str(dtype).removeprefix('torch.')}"
-                by_dtype[key] = by_dtype.get(key, 0) + cost.hardware
+        for entry in list(self.entries):
+            model += entry.model_flops
+            hardware += entry.cost.hardware
+            recompute += entry.recompute_flops
+            if entry.cost.hardware:
+                key = f"{entry.kind}/{entry.dtype}"
+                by_dtype[key] = by_dtype.get(key, 0) + entry.cost.hardware
         return FlopCount(
             float(model),
             float(hardware),
@@ -196,7 +224,7 @@ class CountingMode(TorchDispatchMode):
         try:
             shapes = [tensor.shape for tensor in args[:3]]
             cost = attention(*shapes, backward=name == "flex_attention_backward", fused=True, halved=False)
-            self._tally.add("mm", args[0].dtype, cost)
+            self._tally.add(name, "mm", args[0].dtype, cost)
         except Exception:
             self._tally.uncounted.add(f"higher_order::{name}")
         return out

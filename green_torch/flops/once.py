@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -23,9 +23,16 @@ from green_torch.flops.replica import converted, replicate, tensors_in, to_clone
 from green_torch.flops.stack import in_backward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from green_torch.records import FlopCount
+
+
+class Locator(Protocol):
+    """Tells where in a model an operation belongs."""
+
+    def watch(self, replica: nn.Module) -> Callable[[], str]:
+        """Begins anew on this copy; the function names the place of the operation that runs when it is called."""
 
 
 def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **kwargs: Any) -> FlopCount:
@@ -41,12 +48,21 @@ def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **k
         ArgumentError: ``model`` is not a module, or ``attention`` neither "full" nor "causal".
         CountingError: the model can't run on these inputs; the message names the cause.
     """
+    return tally_of(model, args, kwargs, attention=attention).count()
+
+
+def tally_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, attention: Attention, locator: Locator | None = None
+) -> Tally:
+    """The operations of the step that :func:`count_flops` counts; a ``locator`` names their places."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"count_flops() counts a torch.nn.Module, not {type(model).__name__}: count_flops(model, inputs).")
     device = device_of(model)
     autocast = autocast_dtype(device)
     try:
-        return on_meta(model, args, kwargs, attention=attention, device=device, autocast=autocast, fused=device != "meta")
+        return meta_tally(
+            model, args, kwargs, attention=attention, device=device, autocast=autocast, fused=device != "meta", locator=locator
+        )
     except ArgumentError:
         raise
     except Exception as error:
@@ -56,9 +72,11 @@ def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **k
         replica = replicate(model, to_clone)
         inputs, named = converted((args, kwargs), to_clone)
         tally = Tally(attention)
+        if locator is not None:
+            tally.locate = locator.watch(replica)
         with _same_randomness(), torch.enable_grad(), CountingMode(tally, _Originals(model).refuse):
             _train(replica, inputs, named)
-        return tally.count()
+        return tally
     except Exception as error:
         raise CountingError(_explain(model, error, "model(*args) first, to see it run")) from error
 
@@ -74,7 +92,25 @@ def on_meta(
     fused: bool,
     backward: bool = True,
 ) -> FlopCount:
-    """FLOPs of a step on a meta copy of the model.
+    """FLOPs of a step on a meta copy of the model; see :func:`meta_tally`."""
+    return meta_tally(
+        model, args, kwargs, attention=attention, device=device, autocast=autocast, fused=fused, backward=backward
+    ).count()
+
+
+def meta_tally(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    attention: Attention,
+    device: str,
+    autocast: torch.dtype | None,
+    fused: bool,
+    backward: bool = True,
+    locator: Locator | None = None,
+) -> Tally:
+    """The operations of a step on a meta copy of the model.
 
     ``device`` is the kind on which it really runs, whose ``autocast`` dtype it runs under. Raises whatever the model raises on meta.
     """
@@ -87,13 +123,15 @@ def on_meta(
         if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, autocast, enabled=autocast is not None))
         replica = replicate(model, to_meta)
+        if locator is not None:
+            tally.locate = locator.watch(replica)
         inputs, named = converted((args, kwargs), to_meta)
         stack.enter_context(stand_in)
         stack.enter_context(CountingMode(tally, stand_in.adapt))
         if fused or tally.causal:
             stack.enter_context(_attention_on_meta(tally, fused=fused))
         _train(replica, inputs, named)
-    return tally.count()
+    return tally
 
 
 def device_of(model: nn.Module) -> str:
@@ -236,7 +274,7 @@ class _Attention(torch.autograd.Function):
     def _enter(ctx: Any, *, backward: bool) -> None:
         tally, fused, is_causal = ctx.rest
         cost = attention_cost(*ctx.shapes, backward=backward, fused=fused, halved=tally.causal and is_causal)
-        tally.add("mm", ctx.tensors[0].dtype, cost)
+        tally.add(f"aten::scaled_dot_product_attention{'_backward' * backward}", "mm", ctx.tensors[0].dtype, cost)
 
 
 def _fused_allowed() -> bool:

@@ -1,0 +1,230 @@
+"""The child process that reads counters: its readings, its pace, and its end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import green_torch
+from green_torch.clock import HostClock
+from green_torch.meters.nvml import NvmlMeter
+from green_torch.sampler import Sampler
+from green_torch.sampler_child import SWITCH, ChildMeter, Pace, in_child
+from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from tests.simnvml import Fault, Gpu, constant, simulated, square
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def apart(tmp_path, monkeypatch):
+    """Opens the first GPU of a simulated driver that this process and its children share, read by a child."""
+    opened = []
+
+    def open_first(sim) -> ChildMeter:
+        for name, value in sim.child_env(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        (meter,) = in_child([NvmlMeter(sim.gpus[0].uuid)], 0.01)
+        opened.append(meter)
+        return meter
+
+    monkeypatch.delenv(SWITCH, raising=False)
+    yield open_first
+    for meter in opened:
+        meter.close()
+
+
+def until(true, timeout_s: float = 10.0) -> bool:
+    """Polls a condition."""
+    end = time.monotonic() + timeout_s
+    while not true() and time.monotonic() < end:
+        time.sleep(0.005)
+    return true()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def settled(meter: ChildMeter) -> list:
+    """Readings until the child does them."""
+    readings = [meter.read()]
+    assert until(lambda: readings.append(meter.read()) or meter.apart)
+    return readings
+
+
+def test_readings_are_the_counters(apart):
+    """Each of the child's readings is what the counter showed between its two instants, in order, and closely around the changes."""
+    with simulated(Gpu(square(60, 300, period_s=0.05), period_s=0.02), virtual=False) as sim:
+        meter = apart(sim)
+        before = settled(meter)[-1]
+        readings = []
+        while len(readings) < 30:
+            newest = meter.read()
+            readings += [*newest.earlier, newest]
+        assert before.end_ns <= readings[0].end_ns
+        for earlier, later in itertools.pairwise(readings):
+            assert earlier.begin_ns <= earlier.end_ns
+            assert earlier.end_ns <= later.begin_ns or earlier.begin_ns == later.begin_ns
+        for reading in readings:
+            energy_j = reading.energy_j["gpu0"]
+            possible = [
+                1234.567 + sim.truth_j(0, sim.epoch_ns, sim.last_update_ns(0, at_ns))
+                for at_ns in (reading.begin_ns, reading.end_ns)
+            ]
+            assert possible[0] - 2e-3 <= energy_j <= possible[1] + 2e-3
+
+
+def test_the_child_ends_with_a_killed_parent(tmp_path):
+    """SIGKILL on the parent ends the child, even where a forked worker keeps the child's pipes open."""
+    script = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from green_torch.meters.nvml import NvmlMeter
+from green_torch.sampler_child import in_child
+(meter,) = in_child([NvmlMeter(sys.argv[2])], 0.01)
+while not meter.apart:
+    meter.read()
+worker = os.fork()
+if worker == 0:
+    time.sleep(60)
+    os._exit(0)
+print(meter.pid, worker, flush=True)
+time.sleep(60)
+"""
+    with simulated(Gpu(constant(100)), virtual=False) as sim:
+        root = str(Path(__file__).parents[1])
+        env = os.environ | sim.child_env(tmp_path)
+        command = [sys.executable, "-c", script, root, sim.gpus[0].uuid]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as parent:
+            child, worker = map(int, parent.stdout.readline().split())
+            assert not gone(child)
+            parent.kill()
+            try:
+                assert until(lambda: gone(child), 5.0)
+            finally:
+                os.kill(worker, signal.SIGKILL)
+
+
+def test_a_hung_driver_never_delays_a_step(apart):
+    """While NVML hangs in the child, and then in this process's thread, step() returns at once and the run ends in time."""
+    hang = Fault("slow", 0.5, 4.0, 3.0)
+    with simulated(Gpu(constant(100), period_s=0.02, faults=(hang,)), virtual=False, cost_sleeps=True) as sim:
+        sink, longest = MemorySink(), 0.0
+        tracker = green_torch.track(meters=[apart(sim)], intensity=100, sinks=[sink], log_every_n_steps=1)
+        with pytest.warns(green_torch.GreenTorchWarning), tracker:
+            while time.monotonic_ns() < sim.at(1.6):
+                begun = time.monotonic()
+                tracker.step()
+                longest = max(longest, time.monotonic() - begun)
+                time.sleep(0.005)
+            left = time.monotonic()
+        assert longest < 0.5
+        assert time.monotonic() - left < 6.0
+        assert any(record.flags for record in sink.records)
+        assert sink.records[10].energy_j is not None
+
+
+def test_a_killed_child_is_replaced_by_the_thread(apart):
+    """When the child is killed readings go on in this process, from where they were."""
+    with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
+        meter = apart(sim)
+        last = settled(meter)[-1]
+        os.kill(meter.pid, signal.SIGKILL)
+        assert until(lambda: meter.read() and not meter.apart)
+        after = meter.read()
+        assert after.begin_ns >= last.end_ns
+        assert after.energy_j["gpu0"] > last.energy_j["gpu0"]
+        assert meter.pid is None
+
+
+def test_a_child_that_finds_no_driver_leaves_the_reading_to_the_thread(monkeypatch):
+    """Where the child can't open the GPU the parent's own readings stand."""
+    monkeypatch.delenv(SWITCH, raising=False)
+    with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
+        (meter,) = in_child([NvmlMeter(sim.gpus[0].uuid)], 0.01)
+        end = time.monotonic() + 0.4
+        while time.monotonic() < end:
+            assert sim.now_ns() - meter.read().end_ns < 50 * MS
+            assert not meter.apart
+            time.sleep(0.02)
+        meter.close()
+
+
+def test_closing_ends_the_child(apart):
+    """The last meter's close ends the child, waits for no fetch, and may come twice."""
+    with simulated(Gpu(constant(100), period_s=0.02), virtual=False) as sim:
+        meter = apart(sim)
+        sampler = Sampler(HostClock(), [meter], 0.01)
+        sampler.start()
+        assert until(lambda: meter.apart)
+        pid = meter.pid
+        sampler.stop()
+        meter.close()
+        assert gone(pid)
+        assert sampler.timelines["gpu0"].knots > 1
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    """GREEN_TORCH_SAMPLER=thread leaves every meter as it is; so do meters that are no NVML counters."""
+    other = ScriptedMeter(ScriptedClock(), {"cpu": 50.0})
+    with simulated(Gpu(constant(100)), Gpu(constant(100), energy_supported=False)) as sim:
+        meters = [other, *(NvmlMeter(gpu.uuid, now_ns=sim.now_ns) for gpu in sim.gpus)]
+        monkeypatch.setenv(SWITCH, "thread")
+        assert in_child(meters, 0.01) == meters
+        monkeypatch.delenv(SWITCH)
+        wrapped = in_child(meters, 0.01)
+        assert wrapped[0] is other
+        assert isinstance(wrapped[1], ChildMeter)
+        assert wrapped[1].domains == meters[1].domains
+        assert wrapped[2] is meters[2]
+        for meter in wrapped:
+            meter.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(15, 500), st.floats(0, 1), st.floats(0, 0.05), st.integers(0, 1000))
+def test_the_pace_locks_onto_a_regular_counter(period_ms, phase, jitter, seed):
+    """Whatever the period, phase and a little jitter, most changes are soon seen within 3 ms, at a few readings each."""
+    period, start = period_ms * MS, int(phase * period_ms * MS)
+    late, rng = {}, random.Random(seed)
+
+    def updates(t_ns: int) -> int:
+        k = (t_ns - start) // period
+        late.setdefault(k, rng.uniform(0, jitter * period))
+        return k if start + k * period + late[k] <= t_ns else k - 1
+
+    pace, now, seen, value, reads, widths = Pace(0.01), 0, 0, None, 0, []
+    while now < 40 * period + 2000 * MS:
+        begin, end = now, now + 40_000
+        fresh = updates(begin + 20_000)
+        reads += 1
+        changed = value is not None and fresh != value
+        if changed:
+            widths.append(end - seen)
+        now = end + 100_000 + pace.wait_ns(begin, end, changed=changed)
+        seen, value = begin, fresh
+    later = sorted(widths[len(widths) // 2 :])
+    assert later[len(later) // 2] < 3 * MS
+    assert reads < 30 * len(widths) + 2500
+
+
+def test_the_pace_reads_rarely_what_stands_still():
+    """A counter that never changes is read at the plain interval once a second has passed."""
+    pace = Pace(0.01)
+    assert pace.wait_ns(0, 1000, changed=False) == MS
+    assert pace.wait_ns(2000 * MS, 2001 * MS, changed=False) == 10 * MS
