@@ -46,7 +46,11 @@ def _job(job: Job, send: Connection) -> None:
 
 
 def run_all(jobs: Sequence[Job], slots: int) -> list[tuple[Job, dict[str, Any]]]:
-    """Each job in a process of its own, so many at a time; a job that fails is named and left out."""
+    """Each job in a process of its own, so many at a time.
+
+    Raises:
+        RuntimeError: a job failed, or took too long.
+    """
     fork = multiprocessing.get_context("fork")
     waiting, running, done = list(jobs), [], []
     while waiting or running:
@@ -59,17 +63,16 @@ def run_all(jobs: Sequence[Job], slots: int) -> list[tuple[Job, dict[str, Any]]]
             running.append((job, process, receive, time.monotonic() + JOB_LIMIT_S))
         for entry in list(running):
             job, process, receive, limit = entry
-            if receive.poll(0.05) or time.monotonic() > limit:
+            if receive.poll(0.05):
                 try:
-                    done.append((job, receive.recv()) if receive.poll() else None)
+                    done.append((job, receive.recv()))
                 except EOFError:
-                    done.append(None)
-                if done[-1] is None:
-                    done.pop()
-                    print(f"no result from {job}", file=sys.stderr)
-                    process.terminate()
+                    raise RuntimeError(f"{job} failed; what it said stands above") from None
                 process.join()
                 running.remove(entry)
+            elif time.monotonic() > limit:
+                process.terminate()
+                raise RuntimeError(f"{job} took more than {JOB_LIMIT_S:.0f} s")
     return done
 
 

@@ -284,6 +284,8 @@ def run(job: Job) -> dict[str, Any]:
             one.close()
         if green:
             green.tracker.__exit__(None, None, None)
+            for meter in green.meters:
+                meter.close()
         out: dict[str, Any] = {"busy": job.busy, "step_s": job.step_s, "sampler_core_share": share, "tools": {}}
         for tool in tools:
             costs = sorted(tool.costs_s[2:])

@@ -141,7 +141,7 @@ def brackets(load: str, period_s: float, how: str) -> dict[str, Any]:
     end_ns = time.monotonic_ns()
     share = (core_s(child.pid) - used) / ((end_ns - begun_ns) / 1e9) if child else math.nan
     time.sleep(0.3)
-    sampler.stop()
+    sampler.stop(close=True)
     assert watched is not None
     widths = sorted((hi - lo) / 1e6 for lo, hi in watched.brackets if begun_ns < hi <= end_ns)
     expected = (end_ns - begun_ns) / 1e9 / period_s
@@ -169,7 +169,7 @@ def cost(load: str, period_s: float) -> dict[str, Any]:
             used, begun = time.process_time() - time.thread_time(), time.perf_counter()
             rates[how].append(turns(loop, SLICE_S))
             taken[how].append((time.process_time() - time.thread_time() - used) / (time.perf_counter() - begun))
-            sampler.stop()
+            sampler.stop(close=True)
     base = statistics.fmean(rates["none"])
     lost = {how: [1 - rate / base for rate in rates[how]] for how in SAMPLERS}
     return {

@@ -38,14 +38,15 @@ def utilization(flops: float | None, duration_s: float, peak_flop_per_s: float |
     return flops / (duration_s * peak_flop_per_s)
 
 
-def projected_total(so_far: float, setup: float, done_steps: int, planned_steps: int) -> float | None:
-    """The planned run's total: what was spent, and the remaining steps at the mean of those done.
+def projected_total(so_far: float, per_step: float, around: float, done_steps: int, planned_steps: int) -> float | None:
+    """The planned run's total: what was spent, and for each remaining step a typical one's and its share of what goes on around.
 
-    Evaluation and saving are part of that mean; set-up, which comes once, is not. ``None`` before the first step.
+    ``around`` is what evaluation, saving and the like have used so far; set-up, which comes once, is in ``so_far`` alone. ``None``
+    before the first step.
     """
     if done_steps <= 0:
         return None
-    return so_far + (so_far - setup) / done_steps * max(0, planned_steps - done_steps)
+    return so_far + (per_step + around / done_steps) * max(0, planned_steps - done_steps)
 
 
 def saving(baseline_per_unit: float, own_per_unit: float, units: float) -> float:

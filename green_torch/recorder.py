@@ -6,15 +6,15 @@ its end, or, flagged, two seconds later. Records leave in order.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from green_torch import footprint
 from green_torch.calibration import near_commensurate
+from green_torch.outlet import Outlet
 from green_torch.records import (
     DevicePeak,
     DomainEnergy,
@@ -22,27 +22,27 @@ from green_torch.records import (
     Instant,
     IntensityPoint,
     Manifest,
-    Method,
     Phase,
-    PhaseTotals,
     RunSummary,
     RunTotals,
     StepRecord,
 )
-from green_torch.timeline import Amount, Level, Telescope
+from green_torch.totals import Totals, add_domains, domain_energy, known_sum, sum_amounts
 from green_torch.units import joules_to_kwh, ns_to_s, s_to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from green_torch.protocols import Clock, IntensityProvider, Sink
     from green_torch.records import Item
     from green_torch.sampler import Sampler
     from green_torch.steps import Span
+    from green_torch.timeline import Level
 
 PATIENCE_S = 2.0  # how long a record waits for the counter's next change, and leaving the context for its records
-TICK_S = 0.1
-_LEVELS = 256  # levels remembered per domain: a step's start, and the phases cut out of it
+_LEAST_WAIT_S = 0.5  # for sinks to take the summary, whatever else took its time
+_LEVELS = 256  # levels remembered per domain, at least
+_PHASES_APART = len(Phase) + 1  # so far back the last span of the same phase is looked for
 _QUEUE = 4096  # spans; beyond it neighbours are merged
 _SAID: dict[str, str] = {  # what is said once of a flag that has befallen a domain
     Flag.METER_FAILED: "could not be read ({why}): its joules are missing from the records flagged meter_failed",
@@ -63,7 +63,10 @@ class Baseline:
 
 
 class Recorder:
-    """The stage between spans and sinks; owns the run's totals."""
+    """The stage between spans and sinks; owns the run's totals.
+
+    ``unread_since_ns`` tells from when on levels may still be asked for that were not yet: older readings can be forgotten.
+    """
 
     def __init__(
         self,
@@ -73,9 +76,10 @@ class Recorder:
         *,
         intensity: IntensityProvider,
         peak_of: Callable[[Mapping[str, float]], DevicePeak | None],
-        warn: Callable[[str], None],
+        warn: Callable[..., None],
         baseline: Baseline | None = None,
         part_time_s: Mapping[str, float] | None = None,
+        unread_since_ns: Callable[[], float] | None = None,
     ) -> None:
         self.manifest = manifest
         self._clock = clock
@@ -85,25 +89,30 @@ class Recorder:
         self._warn = warn
         self._baseline = baseline
         self._part_time_s = dict(part_time_s or {})  # update period of each counter known to see only part of the power
-        self._sinks: list[Sink] = []
+        self._unread_since_ns = unread_since_ns
+        self._outlets: list[Outlet] = []
         self._queue: deque[Span] = deque()
         self._work = threading.Lock()  # one drain at a time
+        self._short = threading.Lock()  # the totals; never held for long
         self._levels: dict[str, dict[int, Level]] = {}  # domain -> instant -> level given out
-        self._totals = _Totals(sampler)
+        self._totals = Totals(sampler.timelines)
         self._point: IntensityPoint | None = manifest.intensity
         self._resolved_through: int | None = None
         self._manifest_due = False
 
     def open(self, sinks: list[Sink]) -> None:
         """Lends the sinks and gives each the manifest."""
-        self._sinks = list(sinks)
+        self._outlets = [Outlet(sink, self._clock, self._warn) for sink in sinks]
         self._deliver(self.manifest)
 
     def put(self, span: Span) -> None:
-        """Enqueues a span (training thread). When the queue is full neighbours of one phase become one."""
+        """Enqueues a span (training thread). When the queue is full it is merged with the last one of its phase."""
         queue = self._queue
-        if len(queue) >= _QUEUE and queue[-1].phase is span.phase:
-            span = queue.pop().merged(span)
+        if len(queue) >= _QUEUE:
+            for back in range(-1, -_PHASES_APART - 1, -1):
+                if queue[back].phase is span.phase:
+                    queue[back] = queue[back].merged(span)
+                    return
         queue.append(span)
 
     def restate(self, manifest: Manifest) -> None:
@@ -117,65 +126,73 @@ class Recorder:
         return len(self._queue)
 
     def tick(self) -> None:
-        """Resolves what can be resolved now."""
+        """Resolves what can be resolved now, and lets old readings go."""
         if not self._work.acquire(blocking=False):
             return
         try:
             self._drain()
+            if not self._queue and self._unread_since_ns is not None:
+                unread_ns = min(self._unread_since_ns(), self._clock.now_ns() - s_to_ns(PATIENCE_S))
+                if not self._queue:  # nothing came in meanwhile
+                    self._sampler.forget(unread_ns)
         finally:
             self._work.release()
 
-    def drain(self, timeout_s: float = PATIENCE_S) -> None:
-        """Waits until everything enqueued is resolved, at most ``timeout_s`` (and a little for a slow sink)."""
-        end_ns = self._clock.now_ns() + s_to_ns(timeout_s)
+    def drain(self, deadline_ns: int) -> None:
+        """Waits until everything enqueued is resolved, or the deadline has come."""
         while True:
-            left_s = max(0.0, ns_to_s(end_ns - self._clock.now_ns()))
+            left_s = max(0.0, ns_to_s(deadline_ns - self._clock.now_ns()))
             if self._work.acquire(timeout=left_s):
                 try:
-                    self._drain()
+                    self._drain(deadline_ns=deadline_ns)
                 finally:
                     self._work.release()
             if not self._queue or not left_s:
                 return
             self._clock.sleep(0.02)
 
-    def finish(self, status: str, warnings: tuple[str, ...]) -> RunSummary:
-        """Resolves the rest, whether settled or not, and closes the sinks with the summary."""
-        self.drain()
-        if self._work.acquire(timeout=PATIENCE_S):
+    def finish(self, status: str, warnings: Callable[[], tuple[str, ...]], deadline_ns: int) -> RunSummary:
+        """Resolves the rest, settled or not, and closes the sinks with the summary; waits for them no longer than to the deadline."""
+        if self._work.acquire(timeout=max(0.1, ns_to_s(deadline_ns - self._clock.now_ns()))):
             try:
                 self._drain(patient=False)
-                summary = self._summary(status, warnings)
-                self._deliver(summary)
-                for sink in self._sinks:
-                    self._guard(sink, sink.close)
-                self._sinks = []
             finally:
                 self._work.release()
-            return summary
-        self._warn("a sink is still busy after 2 s: the last records and the summary were not written to it")
-        return self._summary(status, warnings)
+        else:
+            self._warn("the last records could not be resolved: the grid's intensity provider has not answered")
+        self._deliver(self._summary(status, warnings()))
+        for outlet in self._outlets:
+            outlet.close()
+        deadline_ns = max(deadline_ns, self._clock.now_ns() + s_to_ns(_LEAST_WAIT_S))
+        while not all(outlet.done for outlet in self._outlets) and self._clock.now_ns() < deadline_ns:
+            self._clock.sleep(0.01)
+        for outlet in self._outlets:
+            if not outlet.done:
+                self._warn(f"{outlet.name} is still busy: what it has not written yet may be missing from it")
+        return self._summary(status, warnings())
 
     def summary(self, warnings: tuple[str, ...]) -> RunSummary:
         """The run as far as it is resolved."""
-        with self._work:
-            return self._summary("running", warnings)
+        return self._summary("running", warnings)
 
-    def _drain(self, *, patient: bool = True) -> None:
+    def _drain(self, *, patient: bool = True, deadline_ns: int | None = None) -> None:
         if self._manifest_due:
             self._manifest_due = False
             self._deliver(self.manifest)
-        while self._queue:
+        while self._queue and (deadline_ns is None or self._clock.now_ns() <= deadline_ns):
             span = self._queue[0]
             late = not patient or self._clock.now_ns() >= span.end.hi_ns + s_to_ns(PATIENCE_S)
             if not late and not self._settled(span.end):
                 return
             self._queue.popleft()
-            if span.phase is None:
-                self._skip(span)
+            try:
+                if span.phase is None:
+                    self._skip(span)
+                    continue
+                record = self._resolve(span, span.phase)
+            except Exception as error:  # rule 9: one bad span must not cost the run
+                self._warn(f"a record could not be made and is missing: {type(error).__name__}: {error}", key="resolve")
                 continue
-            record = self._resolve(span, span.phase)
-            self._resolved_through = record.step
             self._deliver(record)
 
     def _settled(self, instant: Instant) -> bool:
@@ -193,9 +210,15 @@ class Recorder:
             if instant.at_ns >= last_ns and level.energy_j < given[last_ns].energy_j:
                 level = replace(level, energy_j=given[last_ns].energy_j)
         given[instant.at_ns] = level
-        if len(given) > _LEVELS:
-            del given[next(iter(given))]
         return level
+
+    def _forget_levels(self, span: Span) -> None:
+        """Keeps the levels at the ends of what is still open, since the step that a phase was cut out of is measured after it."""
+        if span.open_since_ns is None:
+            return
+        for given in self._levels.values():
+            while len(given) > _LEVELS and (oldest := next(iter(given))) < span.open_since_ns:
+                del given[oldest]
 
     def _skip(self, span: Span) -> None:
         """Time that belongs to nobody: only the levels at its ends are taken, since steps on either side need them."""
@@ -235,7 +258,7 @@ class Recorder:
                 if timeline.domain.shared:
                     flags.add(f"{Flag.SHARED}:{name}")
                 timeline.forget(span.end.lo_ns)
-                domains.append(_domain_energy(timeline.domain.name, timeline.domain.method, _sum(amounts)))
+                domains.append(domain_energy(timeline.domain.name, timeline.domain.method, sum_amounts(amounts)))
         for flag in sorted(flags):
             kind, _, name = flag.partition(":")
             if kind in _SAID:
@@ -255,7 +278,7 @@ class Recorder:
             operational = footprint.operational_g(energy_j, manifest.pue, point.g_per_kwh)
         embodied = footprint.embodied_g(manifest.embodied, duration_s) if manifest.embodied else None
         flops = work.flops
-        peak = self._peak_of(flops.flops_by_dtype) if flops is not None and flops.hardware_flops else None
+        peak = self._peak_of(flops.flops_by_dtype) if flops is not None and flops.flops_by_dtype else None
         peak_flop_per_s = peak.flop_per_s if peak else None
         record = StepRecord(
             step=span.step,
@@ -283,27 +306,35 @@ class Recorder:
             intensity_g_per_kwh=point.g_per_kwh if point else None,
             operational_g=operational,
             embodied_g=embodied,
-            emissions_g=_known(operational, embodied),
+            emissions_g=known_sum(operational, embodied),
             peak_memory_bytes=span.peak_memory_bytes,
             flags=tuple(sorted(flags)),
             totals=RunTotals(),
         )
-        if record.hfu is not None and record.hfu > 1 and not record.flagged(Flag.COUNTED):
+        used = max(record.mfu or 0.0, record.hfu or 0.0)
+        if used > 1 and not record.flagged(Flag.COUNTED):
             self._warn(
-                f"hardware FLOPs ran at {record.hfu:.2f} of the peak of {peak_flop_per_s:.3g} FLOP/s ({peak.source if peak else ''}), "
-                "and MFU is not clamped: the peak is too low, or work was booked to the wrong step. Give peak_flop_per_s="
+                f"FLOPs ran at {used:.2f} of the peak of {peak_flop_per_s:.3g} FLOP/s ({peak.source if peak else ''}), "
+                "and MFU is not clamped: the peak is too low, or work was booked to the wrong step. Give peak_flop_per_s=",
+                key="peak",
             )
-        self._totals.add(record)
-        totals = self._totals.build()
+        with self._short:
+            self._totals.add(record)
+            self._resolved_through = record.step
+            totals = self._totals.build()
+        self._forget_levels(span)
         total_g, savings_g = self._projections(totals)
         return replace(record, totals=totals, projected_total_g=total_g, projected_savings_g=savings_g)
 
     def _grid(self, time_unix_ns: int, flags: set[str]) -> IntensityPoint | None:
         """The grid's intensity then; where the provider fails, the last known one, flagged."""
         try:
-            self._point = self._intensity.at(time_unix_ns)
+            point = self._intensity.at(time_unix_ns)
+            if not isinstance(point, IntensityPoint) or not 0 <= point.g_per_kwh < math.inf:
+                raise ValueError(f"it answered {point!r:.200}, which is no IntensityPoint with a finite figure")  # noqa: TRY301
+            self._point = point
         except Exception as error:  # a provider may be anybody's code, or the network: rule 9
-            self._warn(f"grid intensity can't be had ({error}): the last known value stands in, flagged")
+            self._warn(f"grid intensity can't be had ({error}): the last known value stands in, flagged", key="grid")
             if self._point is not None:
                 self._point = replace(self._point, fallback=True)
         if self._point is not None and self._point.fallback:
@@ -311,34 +342,34 @@ class Recorder:
         return self._point
 
     def _projections(self, totals: RunTotals) -> tuple[float | None, float | None]:
-        """The planned run's emissions and what it saves against the baseline, in grams."""
-        planned = self.manifest.planned_steps
-        train = totals.phase(Phase.TRAIN)
-        if planned is None or totals.emissions_g is None:
+        """The planned run's emissions and what it saves against the baseline, in grams; from what typical steps cost."""
+        planned, typical = self.manifest.planned_steps, self._totals.typical
+        per_step_g = typical.emissions_per_step_g
+        if planned is None or totals.emissions_g is None or per_step_g is None:
             return None, None
-        setup_g = totals.phase(Phase.SETUP).emissions_g or 0.0
-        total_g = footprint.projected_total(totals.emissions_g, setup_g, train.n_steps, planned)
-        savings_g = None
-        if self._baseline and self._point and train.n_steps and train.energy_j:
-            units = {"token": train.tokens, "sample": train.samples, "step": train.n_steps}[self._baseline.unit]
-            if units:
-                planned_units = units / train.n_steps * planned
-                saved_j = footprint.saving(self._baseline.energy_per_unit_j, train.energy_j / units, planned_units)
-                savings_g = footprint.operational_g(saved_j, self.manifest.pue, self._point.g_per_kwh)
-        return total_g, savings_g
+        train, setup = totals.phase(Phase.TRAIN), totals.phase(Phase.SETUP)
+        around_g = totals.emissions_g - (train.emissions_g or 0.0) - (setup.emissions_g or 0.0)
+        total_g = footprint.projected_total(totals.emissions_g, per_step_g, around_g, train.n_steps, planned)
+        own = typical.per_unit(self._baseline.unit) if self._baseline else None
+        if self._baseline is None or self._point is None or own is None:
+            return total_g, None
+        energy_per_unit_j, units_per_step = own
+        saved_j = footprint.saving(self._baseline.energy_per_unit_j, energy_per_unit_j, units_per_step * planned)
+        return total_g, footprint.operational_g(saved_j, self.manifest.pue, self._point.g_per_kwh)
 
     def _summary(self, status: str, warnings: tuple[str, ...]) -> RunSummary:
-        totals = self._totals.build()
+        with self._short:
+            totals, typical, resolved_through = self._totals.build(), self._totals.means(), self._resolved_through
         price = self.manifest.price_per_kwh
         cost = None
         if price is not None and totals.facility_energy_j is not None:
             cost = joules_to_kwh(totals.facility_energy_j) * price
         total_g, savings_g = self._projections(totals)
         return replace(
-            self._totals.means(),
+            typical,
             manifest=self.manifest,
             status=status,
-            resolved_through=self._resolved_through,
+            resolved_through=resolved_through,
             totals=totals,
             cost=cost,
             projected_total_g=total_g,
@@ -347,209 +378,5 @@ class Recorder:
         )
 
     def _deliver(self, item: Item) -> None:
-        for sink in list(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.write(item))  # type: ignore[misc]  # the default binds the loop variable
-
-    def _guard(self, sink: Sink, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # a full disk must not end training: rule 9
-            if sink in self._sinks:
-                self._sinks.remove(sink)
-            self._warn(f"{type(sink).__name__} is switched off: {type(error).__name__}: {error}")
-            with contextlib.suppress(Exception):
-                sink.close()
-
-
-class _Totals:
-    """Running sums: by phase, by domain, and over the train steps whose cost is typical."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._timelines = sampler.timelines
-        self._run = {name: Telescope(timeline) for name, timeline in sampler.timelines.items()}
-        self._by_phase: dict[Phase, dict[str, Telescope]] = {}
-        self._clean = {name: Telescope(timeline) for name, timeline in sampler.timelines.items()}
-        self._phases: dict[Phase, PhaseTotals] = {}
-        self._means = _Means()
-
-    def take(self, name: str, phase: Phase, clean: bool, start: tuple[Instant, Level], end: tuple[Instant, Level]) -> Amount:
-        """One piece of one domain, into every sum that it belongs to."""
-        (a, level_a), (b, level_b) = start, end
-        if phase not in self._by_phase:
-            self._by_phase[phase] = {own: Telescope(timeline) for own, timeline in self._timelines.items()}
-        if clean and phase is Phase.TRAIN:
-            self._clean[name].add(a.at_ns, level_a, b.at_ns, level_b)
-        self._by_phase[phase][name].add(a.at_ns, level_a, b.at_ns, level_b)
-        return self._run[name].add(a.at_ns, level_a, b.at_ns, level_b)
-
-    def add(self, record: StepRecord) -> None:
-        """Everything but the bounds, which telescope."""
-        old = self._phases.get(record.phase, PhaseTotals(record.phase))
-        self._phases[record.phase] = PhaseTotals(
-            phase=record.phase,
-            n_steps=old.n_steps + record.n_steps,
-            duration_s=old.duration_s + record.duration_s,
-            samples=_known(old.samples, record.samples),
-            tokens=_known(old.tokens, record.tokens),
-            energy_j=_known(old.energy_j, record.energy_j),
-            facility_energy_j=_known(old.facility_energy_j, record.facility_energy_j),
-            operational_g=_known(old.operational_g, record.operational_g),
-            embodied_g=_known(old.embodied_g, record.embodied_g),
-            emissions_g=_known(old.emissions_g, record.emissions_g),
-            model_flops=_known(old.model_flops, record.model_flops),
-            hardware_flops=_known(old.hardware_flops, record.hardware_flops),
-        )
-        self._means.add(record)
-
-    def build(self) -> RunTotals:
-        """The run so far."""
-        phases = tuple(self._bounded(self._phases[phase]) for phase in Phase if phase in self._phases)
-        domains = tuple(self._telescoped(self._run))
-        energy_j, lo_j, hi_j = add_domains(domains)
-        return RunTotals(
-            phases=phases,
-            domains=domains,
-            duration_s=math.fsum(phase.duration_s for phase in phases),
-            energy_j=energy_j,
-            energy_lo_j=lo_j,
-            energy_hi_j=hi_j,
-            facility_energy_j=_total(phase.facility_energy_j for phase in phases),
-            operational_g=_total(phase.operational_g for phase in phases),
-            embodied_g=_total(phase.embodied_g for phase in phases),
-            emissions_g=_total(phase.emissions_g for phase in phases),
-        )
-
-    def means(self) -> RunSummary:
-        """A summary with the means over typical train steps; the rest is the caller's."""
-        return self._means.build(tuple(self._telescoped(self._clean)))
-
-    def _bounded(self, totals: PhaseTotals) -> PhaseTotals:
-        _, lo_j, hi_j = add_domains(self._telescoped(self._by_phase.get(totals.phase, {})))
-        return replace(totals, energy_lo_j=lo_j, energy_hi_j=hi_j)
-
-    def _telescoped(self, sums: Mapping[str, Telescope]) -> list[DomainEnergy]:
-        return [
-            _domain_energy(name, self._timelines[name].domain.method, Amount(total.energy_j, *total.bounds_j))
-            for name, total in sums.items()
-            if self._timelines[name].knots
-        ]
-
-
-class _Means:
-    """Sums over train records that were not counted, kept apart by what each record knows."""
-
-    def __init__(self) -> None:
-        self.last_step: int | None = None
-        self.flags: Counter[str] = Counter()
-        self.peak_memory_bytes: int | None = None
-        self.excluded = 0
-        self.steps = self.energy_steps = 0
-        self.seconds = self.energy_j = self.energy_s = self.emissions_g = 0.0
-        self.by_unit = {"tokens": (0.0, 0), "samples": (0.0, 0)}
-        self.model_flops = self.hardware_flops = self.flop_seconds = self.capacity_flops = 0.0
-        self.capacity_model_flops = self.capacity_hardware_flops = 0.0
-        self.peaked_s = 0.0
-
-    def add(self, record: StepRecord) -> None:
-        self.flags.update(record.flags)
-        if record.peak_memory_bytes is not None:
-            self.peak_memory_bytes = max(record.peak_memory_bytes, self.peak_memory_bytes or 0)
-        if record.phase is not Phase.TRAIN:
-            return
-        self.last_step = record.step
-        if record.flagged(Flag.COUNTED):
-            self.excluded += record.n_steps
-            return
-        self.steps += record.n_steps
-        self.seconds += record.duration_s
-        if record.energy_j is not None:
-            self.energy_steps += record.n_steps
-            self.energy_j += record.energy_j
-            self.energy_s += record.duration_s
-            self.emissions_g += record.emissions_g or 0.0
-            for unit, count in (("tokens", record.tokens), ("samples", record.samples)):
-                if count:
-                    energy_j, units = self.by_unit[unit]
-                    self.by_unit[unit] = (energy_j + record.energy_j, units + count)
-        if record.model_flops is not None and record.hardware_flops is not None:
-            self.model_flops += record.model_flops
-            self.flop_seconds += record.duration_s
-            if record.peak_flop_per_s is not None:
-                self.capacity_flops += record.peak_flop_per_s * record.duration_s
-                self.capacity_model_flops += record.model_flops
-                self.capacity_hardware_flops += record.hardware_flops
-                self.peaked_s += record.duration_s
-
-    def build(self, domains: tuple[DomainEnergy, ...]) -> RunSummary:
-        _, lo_j, hi_j = add_domains(domains)
-        steps = self.energy_steps
-        return RunSummary(
-            manifest=None,  # type: ignore[arg-type]  # the recorder fills it in
-            status="",
-            resolved_through=None,
-            totals=RunTotals(),
-            last_step=self.last_step,
-            n_steps=self.steps,
-            n_steps_excluded=self.excluded,
-            step_time_s=_ratio(self.seconds, self.steps),
-            energy_per_step_j=_ratio(self.energy_j, steps),
-            energy_per_step_lo_j=None if lo_j is None else _ratio(lo_j, steps),
-            energy_per_step_hi_j=None if hi_j is None else _ratio(hi_j, steps),
-            energy_per_token_j=_ratio(*self.by_unit["tokens"]),
-            energy_per_sample_j=_ratio(*self.by_unit["samples"]),
-            emissions_per_step_g=_ratio(self.emissions_g, steps),
-            power_w=_ratio(self.energy_j, self.energy_s),
-            model_flop_per_s=_ratio(self.model_flops, self.flop_seconds),
-            mfu=_ratio(self.capacity_model_flops, self.capacity_flops),
-            hfu=_ratio(self.capacity_hardware_flops, self.capacity_flops),
-            peak_flop_per_s=_ratio(self.capacity_flops, self.peaked_s),
-            peak_memory_bytes=self.peak_memory_bytes,
-            flags=dict(self.flags),
-        )
-
-
-def add_domains(domains: tuple[DomainEnergy, ...] | list[DomainEnergy]) -> tuple[float | None, float | None, float | None]:
-    """Joules of several domains together, with bounds.
-
-    Domains without bounds stand at face value; where none has any, the sum has none.
-    """
-    if not domains:
-        return None, None, None
-    energy_j = math.fsum(domain.energy_j for domain in domains)
-    if all(domain.energy_lo_j is None for domain in domains):
-        return energy_j, None, None
-    lo_j = math.fsum(domain.energy_j if domain.energy_lo_j is None else domain.energy_lo_j for domain in domains)
-    hi_j = math.fsum(domain.energy_j if domain.energy_hi_j is None else domain.energy_hi_j for domain in domains)
-    return energy_j, lo_j, hi_j
-
-
-def _domain_energy(name: str, method: Method, amount: Amount) -> DomainEnergy:
-    bounded = method is Method.COUNTER and math.isfinite(amount.hi_j)
-    return DomainEnergy(name, amount.energy_j, amount.lo_j if bounded else None, amount.hi_j if bounded else None, method)
-
-
-def _sum(amounts: list[Amount]) -> Amount:
-    return Amount(
-        math.fsum(amount.energy_j for amount in amounts),
-        math.fsum(amount.lo_j for amount in amounts),
-        math.fsum(amount.hi_j for amount in amounts),
-    )
-
-
-Number = TypeVar("Number", int, float)
-
-
-def _known(a: Number | None, b: Number | None) -> Number | None:
-    """Sum of what is known."""
-    if a is None:
-        return b
-    return a if b is None else a + b
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if known else None
-
-
-def _ratio(a: float, b: float) -> float | None:
-    return a / b if b else None
+        for outlet in self._outlets:
+            outlet.put(item)

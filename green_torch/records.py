@@ -135,13 +135,13 @@ class IntensityPoint:
 class FlopCount:
     """FLOPs of one piece of work (2 FLOPs a multiply-add).
 
-    ``model_flops`` what the mathematics asks for; ``hardware_flops`` what ran, recomputation included;
+    ``model_flops`` what the mathematics asks for; ``hardware_flops`` what ran, recomputation included, ``None`` where nobody counted;
     ``flops_by_dtype`` hardware FLOPs by ``"mm/bfloat16"``-like keys (``mm`` or ``conv``, dtype of the inputs);
     ``uncounted_ops`` operations that compute and have no formula; ``estimated`` where hardware FLOPs had to be inferred.
     """
 
     model_flops: float
-    hardware_flops: float
+    hardware_flops: float | None
     recompute_flops: float = 0.0
     flops_by_dtype: Mapping[str, float] = field(default_factory=dict)
     uncounted_ops: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class FlopCount:
             by_dtype[key] = by_dtype.get(key, 0.0) + value
         return FlopCount(
             self.model_flops + other.model_flops,
-            self.hardware_flops + other.hardware_flops,
+            _known_sum(self.hardware_flops, other.hardware_flops),
             self.recompute_flops + other.recompute_flops,
             by_dtype,
             tuple(sorted({*self.uncounted_ops, *other.uncounted_ops})),
@@ -164,7 +164,7 @@ class FlopCount:
         """The same work, ``factor`` times."""
         return FlopCount(
             self.model_flops * factor,
-            self.hardware_flops * factor,
+            None if self.hardware_flops is None else self.hardware_flops * factor,
             self.recompute_flops * factor,
             {key: value * factor for key, value in self.flops_by_dtype.items()},
             self.uncounted_ops,
@@ -431,7 +431,8 @@ class RunSummary:
     def _efficiency_lines(self) -> Iterator[tuple[str, str]]:
         if self.mfu is not None:
             basis = ", ".join(sorted({peak.basis for peak in self.manifest.peaks}))
-            yield "MFU", f"{self.mfu:.1%}, HFU {self.hfu or 0:.1%} of {si(self.peak_flop_per_s, 'FLOP/s')} ({basis})"
+            hfu = "unknown" if self.hfu is None else f"{self.hfu:.1%}"
+            yield "MFU", f"{self.mfu:.1%}, HFU {hfu} of {si(self.peak_flop_per_s, 'FLOP/s')} ({basis})"
         if self.model_flop_per_s is not None:
             yield "model FLOP/s", si(self.model_flop_per_s, "FLOP/s")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,12 @@ class Sampler:
         for halt in halts:
             halt()
 
-    def stop(self) -> None:
-        """Ends the reading and lets the meters go; safe to call twice."""
+    def stop(self, *, close: bool) -> None:
+        """Ends the reading and, where they are its own, lets the meters go; safe to call twice."""
         for halt in self._halts:
             halt()
         self._halts.clear()
-        for watch in self._watches:
+        for watch in self._watches if close else ():
             watch.close()
 
     def failing(self) -> dict[str, str]:
@@ -61,6 +62,12 @@ class Sampler:
         hung = [name for watch in self._watches for name in watch.hung(now_ns)]
         with self.lock:
             return {**self._failing, **dict.fromkeys(hung, f"the driver has not answered for more than {_HUNG_S:g} s")}
+
+    def forget(self, before_ns: float) -> None:
+        """Drops readings that nothing from an instant on can need."""
+        with self.lock:
+            for timeline in self.timelines.values():
+                timeline.forget(int(before_ns))
 
     def resets(self, before_ns: int) -> tuple[str, ...]:
         """Domains whose counter went back at or before an instant; each reset is told once."""
@@ -73,19 +80,19 @@ class Sampler:
         """Readings into the timelines; False where any domain of the meter failed."""
         try:
             reading = meter.read()
+            with self.lock:
+                return [self._note(meter, one) for one in (*reading.earlier, reading)][-1]
         except Exception as error:  # a driver binding may raise anything: rule 9
             why = str(error) if isinstance(error, MeterError) else f"{type(error).__name__}: {error}"
             with self.lock:
                 self._failing.update({domain.name: why for domain in meter.domains})
             return False
-        with self.lock:
-            return [self._note(meter, one) for one in (*reading.earlier, reading)][-1]
 
     def _note(self, meter: Meter, reading: Reading) -> bool:
         whole = True
         for domain in meter.domains:
             energy_j = reading.energy_j.get(domain.name)
-            if energy_j is None:
+            if energy_j is None or not math.isfinite(energy_j):
                 self._failing[domain.name] = "the meter left it out"
                 whole = False
                 continue

@@ -130,8 +130,11 @@ class _Child:
     """The process and its pipe, shared by its meters. It is started on the first fetch, off the training thread."""
 
     def __init__(self, meters: Sequence[NvmlMeter], poll_interval_s: float) -> None:
-        gpus = [(meter.uuid, meter.domains[0].name) for meter in meters]
-        self._order = json.dumps({"parent": os.getpid(), "poll_interval_s": poll_interval_s, "gpus": gpus})
+        self._order = {
+            "poll_interval_s": poll_interval_s,
+            "gpus": [(meter.uuid, meter.domains[0].name) for meter in meters],
+        }
+        self._parent = 0
         self._read: tuple[deque[tuple[int, int, float]], ...] = tuple(deque() for _ in meters)
         self._users = len(meters)
         self._rest = b""
@@ -163,11 +166,13 @@ class _Child:
                 self._end()
 
     def _start(self) -> None:
+        self._parent = os.getpid()
+        order = json.dumps(self._order | {"parent": self._parent})
         paths = [str(Path(__file__).parents[1]), *_folder_of("pynvml")]
         code = f"import sys; sys.path += {paths!r}; from green_torch.sampler_child import main; main(sys.argv[1])"
         try:
             self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and our own code)
-                [sys.executable, "-I", "-S", "-c", code, self._order],
+                [sys.executable, "-I", "-S", "-c", code, order],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -191,7 +196,7 @@ class _Child:
 
     def _end(self) -> None:
         process, self._process, self._over = self._process, None, True
-        if process is None:
+        if process is None or os.getpid() != self._parent:  # a forked worker's copy ends nothing
             return
         process.kill()  # it has nothing to lose
         for pipe in (process.stdin, process.stdout):

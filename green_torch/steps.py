@@ -6,6 +6,7 @@ opened in the middle of a step is cut out of it. What follows the last step is `
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class Span:
     work: Work
     flags: frozenset[str] = frozenset()
     peak_memory_bytes: int | None = None
+    open_since_ns: int | None = None  # where the oldest of what was still open began
 
     @property
     def start(self) -> Instant:
@@ -60,6 +62,7 @@ class Span:
             self.work + later.work,
             self.flags | later.flags | {Flag.MERGED},
             max((m for m in (self.peak_memory_bytes, later.peak_memory_bytes) if m is not None), default=None),
+            self.open_since_ns,
         )
 
 
@@ -70,6 +73,10 @@ def _joined(
     if first and second and first[-1][1] == second[0][0]:
         return (*first[:-1], (first[-1][0], second[0][1]), *second[1:])
     return first + second
+
+
+def _touch(at: Instant) -> Span:
+    return Span(None, 0, ((at, at),), Work())
 
 
 class Cadence:
@@ -169,14 +176,14 @@ class _Open:
         self.flags: set[str] = set()
 
     def cut(self, at: Instant) -> None:
-        """Ends the current piece."""
-        if at.at_ns > self.since.at_ns:
-            self.pieces = _joined(self.pieces, ((self.since, at),))
-        self.since = at
+        """Ends the current piece. One assignment, so that an interruption finds it done or not begun."""
+        pieces = _joined(self.pieces, ((self.since, at),)) if at.at_ns > self.since.at_ns else self.pieces
+        self.pieces, self.since = pieces, at
 
-    def span(self, step: int, peak_memory_bytes: int | None) -> Span:
-        """What it has gathered, as a span."""
-        return Span(self.phase, max(step, 0), self.pieces, self.tally.work(), frozenset(self.flags), peak_memory_bytes)
+    @property
+    def began_ns(self) -> int:
+        """Where it began."""
+        return (self.pieces[0][0] if self.pieces else self.since).at_ns
 
 
 class StepBuilder:
@@ -194,6 +201,21 @@ class StepBuilder:
     def last_step(self) -> int:
         """The last step that ended; -1 before the first."""
         return self._last_step
+
+    @property
+    def unread_since_ns(self) -> float:
+        """From where on instants may become ends of spans without having been one already; infinity while a phase is open."""
+        return math.inf if self._phases else self._step.since.at_ns
+
+    @property
+    def open_pieces(self) -> list[tuple[Instant, Instant]]:
+        """The pieces of all that is open, and where each goes on."""
+        parts = (self._record, self._step, *self._phases)
+        return [piece for part in parts for piece in (*part.pieces, (part.since, part.since))]
+
+    def opening(self) -> list[Span]:
+        """An empty span of nobody's at the run's first instant, so that its level is taken while its readings are there."""
+        return [_touch(self._step.since)]
 
     @property
     def in_phase(self) -> bool:
@@ -230,14 +252,13 @@ class StepBuilder:
             under_way.flags.update(flags)
         alone = Flag.COUNTED in under_way.flags
         spans = self.flush() if alone else []
-        self._last_step = self._last_step + 1 if step is None else step
-        under_way.cut(at)
-        record = self._record
-        record.pieces = _joined(record.pieces, under_way.pieces)
+        record, following = self._record, _Open(Phase.TRAIN, at)
         record.tally.count(samples, tokens)
         record.tally.add_all(under_way.tally)
         record.flags |= under_way.flags
-        self._step = _Open(Phase.TRAIN, at)
+        under_way.cut(at)
+        pieces, number = _joined(record.pieces, under_way.pieces), self._last_step + 1 if step is None else step
+        record.pieces, self._step, self._last_step = pieces, following, number  # as one, for the sake of an interruption
         if alone or self._cadence.due(record.tally.n_steps, self._last_step):
             spans += self.flush()
         return spans
@@ -245,13 +266,14 @@ class StepBuilder:
     def open_phase(self, at: Instant, phase: Phase | None) -> list[Span]:
         """A phase opens (``None``: the run's clock stops), cut out of whatever is under way.
 
-        What is under way will be measured after the phase, when the readings at its own start may be forgotten: an empty span of
-        nobody's has its level taken now.
+        What is under way, and the phase itself, will be measured when the readings at their starts may be forgotten: empty spans of
+        nobody's have the levels there taken now.
         """
         spans = self.flush()
         under_way = self._phases[-1] if self._phases else self._step
         if not under_way.pieces and under_way.since.at_ns < at.at_ns:
-            spans.append(Span(None, max(self._last_step, 0), ((under_way.since, under_way.since),), Work()))
+            spans.append(_touch(under_way.since))
+        spans.append(_touch(at))
         under_way.cut(at)
         elapsed_ns = sum(end.at_ns - start.at_ns for start, end in under_way.pieces)
         if under_way is self._step and phase is not None and elapsed_ns > _BETWEEN_STEPS_NS:
@@ -264,7 +286,7 @@ class StepBuilder:
         closed = self._phases.pop()
         closed.cut(at)
         (self._phases[-1] if self._phases else self._step).since = at
-        return [closed.span(self._last_step, self._peak_memory())] if closed.pieces else []
+        return [self._span(closed)] if closed.pieces else []
 
     def flush(self) -> list[Span]:
         """Makes a record of the whole steps gathered so far, if any."""
@@ -272,7 +294,7 @@ class StepBuilder:
         if not record.tally.n_steps or not record.pieces:  # steps that took no time wait for one that did
             return []
         self._record = _Open(Phase.TRAIN, record.since)
-        span = record.span(self._last_step, self._peak_memory())
+        span = self._span(record)
         self._cadence.made(record.tally.n_steps, span.duration_s)
         return [span]
 
@@ -285,5 +307,17 @@ class StepBuilder:
         self._step.cut(at)
         self._step.phase = Phase.OTHER
         if self._step.pieces:
-            spans.append(self._step.span(self._last_step, self._peak_memory()))
+            spans.append(self._span(self._step))
         return spans
+
+    def _span(self, done: _Open) -> Span:
+        """What has been gathered there, as a span."""
+        return Span(
+            done.phase,
+            max(self._last_step, 0),
+            done.pieces,
+            done.tally.work(),
+            frozenset(done.flags),
+            self._peak_memory(),
+            min(part.began_ns for part in (self._record, self._step, *self._phases)),
+        )

@@ -411,7 +411,7 @@ class Telescope:
         """Takes one interval that overlaps none before; returns its own amount."""
         amount = self._timeline.amount(start, end, (end_ns - start_ns) / NS_PER_S)
         self.energy_j += amount.energy_j
-        if start.epoch != end.epoch:
+        if start.epoch != end.epoch or start_ns in self._starts or end_ns in self._ends:  # the latter would be an overlap
             self._finish(amount)
             return amount
         if start_ns in self._ends and self._ends[start_ns].epoch == start.epoch:

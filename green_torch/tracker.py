@@ -10,17 +10,18 @@ import sys
 import uuid
 import warnings
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import green_torch
 from green_torch.calibration import part_time_periods
 from green_torch.clock import DeviceMarker, HostClock, HostMarker
 from green_torch.errors import ArgumentError, GreenTorchWarning, UsageError
-from green_torch.recorder import PATIENCE_S, TICK_S, Baseline, Recorder
+from green_torch.outlet import TICK_S
+from green_torch.recorder import PATIENCE_S, Baseline, Recorder
 from green_torch.records import DevicePeak, Embodied, Flag, FlopCount, Instant, Manifest, Phase, RunSummary, RunTotals
 from green_torch.sampler import Sampler
 from green_torch.steps import Cadence, StepBuilder
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 POLL_INTERVAL_S = 0.01
 _PHASES = tuple(phase for phase in Phase if phase is not Phase.TRAIN)
 
-_active: Tracker | None = None
+_MOST_WARNINGS = 100  # of different kinds, in a run
+
+_active: tuple[int, Tracker] | None = None  # with the process that opened it: a forked child has none
 
 
 @final
@@ -60,7 +63,7 @@ class Tracker:
         intensity: gCO2e/kWh, or a provider; wins over ``region``.
         pue: facility over IT energy, at least 1. None: the cloud provider's published figure, else 1.
         price: money per kWh of facility energy, in any currency.
-        meters: what reads energy. None: every device that is found.
+        meters: what reads energy; they stay open, and yours to close. None: every device that is found.
         poll_interval_s: seconds between readings of a hardware counter.
         clock: the run's time; for tests, :class:`green_torch.testing.ScriptedClock`.
         flops_per_step: model FLOPs of a step, where they can't be counted.
@@ -126,6 +129,8 @@ class Tracker:
         self._log_dir = _directory(log_dir if log_dir is not None or writer is None else writer.log_dir) if enabled else None
         self._rank, self._world_size = _place()
         self._user_sinks = list(sinks or ())
+        self._asked_to_log = log_dir is not None
+        self._own_meters = meters is None
         manifest = Manifest(
             run_id=uuid.uuid4().hex[:12],
             run_name=run_name or (self._log_dir.name if self._log_dir else "run"),
@@ -171,11 +176,18 @@ class Tracker:
             warn=self._warnings,
             baseline=compared,
             part_time_s=part_time_periods(manifest.domains),
+            unread_since_ns=self._unread_since_ns,
         )
 
     @property
     def writer(self) -> SummaryWriter | None:
-        """The TensorBoard writer in use: yours, or the one opened in ``log_dir`` (lent while the context is open)."""
+        """The TensorBoard writer in use: yours, or the one opened in ``log_dir`` (lent while the context is open).
+
+        With a ``log_dir`` there always is one; where nothing is to be written (not the first rank, not enabled, no TensorBoard) it
+        writes nothing.
+        """
+        if self._writer is None and self._asked_to_log:
+            return cast("SummaryWriter", _NoWriter())
         return self._writer
 
     @property
@@ -202,14 +214,14 @@ class Tracker:
         global _active  # noqa: PLW0603  (one tracker per process is the point)
         if not self._enabled:
             return self
-        if _active is not None:
+        if _active is not None and _active[0] == os.getpid():
             raise UsageError(
                 "another tracker is open in this process, and both would count the same joules: leave it first, or mark parts of "
                 "the run with tracker.phase(...)"
             )
         if self._summary is not None:
             raise UsageError("this tracker's run has ended: make a new one with green_torch.track(...)")
-        _active = self
+        _active = os.getpid(), self
         try:
             self._open()
         except BaseException:
@@ -229,6 +241,9 @@ class Tracker:
             self._close(status)
         except Exception as problem:  # rule 9: the user's own error, or none, must come through
             self._warnings(f"closing the run failed: {type(problem).__name__}: {problem}")
+        finally:
+            if self._summary is None:
+                self._summary = RunSummary(self.manifest, status, None, None, RunTotals(), warnings=self._warnings.said)
 
     def step(
         self,
@@ -264,8 +279,13 @@ class Tracker:
         else:
             self._take_flops(builder)
         n_tokens, n_samples = self._count("tokens", tokens), self._count("samples", samples)
-        flags = () if n_tokens == tokens and n_samples == samples else (Flag.BAD_COUNT,)
-        self._put(builder.step(self._mark(), samples=n_samples, tokens=n_tokens, flags=flags, step=step))
+        number = None if step is None else self._number(step)
+        whole = (n_tokens, n_samples, number) == (tokens, samples, step)
+        self._put(
+            builder.step(
+                self._mark(), samples=n_samples, tokens=n_tokens, flags=() if whole else (Flag.BAD_COUNT,), step=number
+            )
+        )
 
     @contextmanager
     def phase(self, name: Phase | str) -> Iterator[None]:
@@ -296,14 +316,15 @@ class Tracker:
         """Makes a record of the steps so far and waits, at most so long, until all records are resolved."""
         if self._builder is None:
             return
+        deadline_ns = self._clock.now_ns() + s_to_ns(timeout_s)
         self._put(self._builder.flush())
-        self._settle(timeout_s)
+        self._settle(deadline_ns)
         self._sampler.read_now()
-        self._recorder.drain(timeout_s)
+        self._recorder.drain(deadline_ns)
 
-    def warn(self, text: str) -> None:
-        """Says once what is missing or uncertain, and keeps it for the summary; for adapters. Never raises."""
-        self._warnings(text)
+    def warn(self, text: str, *, key: str = "") -> None:
+        """Says once (per ``key``) what is missing or uncertain, and keeps it for the summary; for adapters. Never raises."""
+        self._warnings(text, key=key)
 
     def adopt(self, model: torch.nn.Module, *, planned_steps: int | None = None, dtype: str | None = None) -> None:
         """Tells late what is trained, for a trainer that builds and moves it after the run began.
@@ -352,27 +373,36 @@ class Tracker:
             self._flops.attach()
         self._recorder.open(sinks)
         self._builder = StepBuilder(self._mark(), self._cadence, lambda: _peak_memory_bytes(self._model))
+        self._put(self._builder.opening())
         self._halts.append(clock.every(TICK_S, self._recorder.tick, "recorder"))
 
     def _close(self, status: str) -> None:
         builder, self._builder = self._builder, None
         if self._flops is not None:
             self._flops.detach()
+        deadline_ns = 0
         try:
+            deadline_ns = self._clock.now_ns() + s_to_ns(PATIENCE_S)
             if builder is not None:
                 self._put(builder.finish(self._mark()))
-            self._settle(PATIENCE_S)
-            while self._waiting:
-                self._recorder.put(self._waiting.popleft())
+            self._settle(deadline_ns)
+            if self._waiting and isinstance(self._marker, DeviceMarker):
+                self._marker.abandon()
+                self._warnings(
+                    f"the device was more than {PATIENCE_S:g} s behind when the run ended: what it had not done then is not measured in "
+                    "full. Wait for it (torch.cuda.synchronize()) before leaving the context"
+                )
+                self._waiting = deque(replace(span, flags=span.flags | {Flag.LATE}) for span in self._waiting)
+                self._put([])
             self._sampler.read_now()
-            self._recorder.drain()
+            self._recorder.drain(deadline_ns)
         finally:
             for halt in self._halts:
                 halt()
-            self._sampler.stop()
+            self._sampler.stop(close=self._own_meters)
             for name, why in self._sampler.failing().items():
                 self._warnings(f"{name} could not be read at the end ({why}): its joules are missing from then on")
-            self._summary = self._recorder.finish(status, self._warnings.said)
+            self._summary = self._recorder.finish(status, lambda: self._warnings.said, deadline_ns)
             if self._own_writer and self._writer is not None:
                 self._writer.close()
 
@@ -409,15 +439,41 @@ class Tracker:
             try:
                 from green_torch.clock.cuda import CudaEvents
 
-                self._marker = DeviceMarker(CudaEvents(), self._clock.now_ns)
+                self._marker = DeviceMarker(CudaEvents(), self._clock.now_ns, self._needed_marks)
             except Exception as error:  # rule 9
-                self._warnings(f"step boundaries are taken on the host, since CUDA events can't be used: {error}")
-        return self._marker.mark()
+                self._warnings(f"step boundaries are taken on the host, since CUDA events can't be used: {error}", key="events")
+        try:
+            return self._marker.mark()
+        except Exception as error:  # rule 9
+            self._leave_device(error)
+            return self._marker.mark()
+
+    def _leave_device(self, error: Exception) -> None:
+        self._warnings(f"step boundaries are taken on the host from now on, since the device failed: {error}", key="events")
+        if isinstance(self._marker, DeviceMarker):
+            self._marker.abandon()
+
+    def _needed_marks(self) -> set[int]:
+        """Boundaries whose spans are still to be handed on."""
+        open_pieces = self._builder.open_pieces if self._builder is not None else ()
+        return {at.at_ns for piece in (*open_pieces, *(p for span in self._waiting for p in span.pieces)) for at in piece}
+
+    def _unread_since_ns(self) -> float:
+        """From where on the recorder may yet be asked for levels (asked from its thread)."""
+        builder, waiting = self._builder, list(self._waiting)
+        return min(
+            builder.unread_since_ns if builder is not None else math.inf,
+            *(piece[0].at_ns for span in waiting for piece in span.pieces),
+            math.inf,
+        )
 
     def _put(self, spans: list[Span]) -> None:
         self._waiting.extend(spans)
-        while self._waiting and self._forward(self._waiting[0]):
-            self._waiting.popleft()
+        while self._waiting:
+            span = self._waiting.popleft()
+            if not self._forward(span):
+                self._waiting.appendleft(span)
+                return
 
     def _forward(self, span: Span) -> bool:
         """Hands a span on once the device has passed all its boundaries."""
@@ -425,19 +481,22 @@ class Tracker:
             self._recorder.put(span)
             return True
         pieces = []
-        for start, end in span.pieces:
-            begun, ended = self._marker.resolve(start), self._marker.resolve(end)
-            if begun is None or ended is None:
-                return False
-            pieces.append((begun, ended))
+        try:
+            for start, end in span.pieces:
+                begun, ended = self._marker.resolve(start), self._marker.resolve(end)
+                if begun is None or ended is None:
+                    return False
+                pieces.append((begun, ended))
+        except Exception as error:  # rule 9; a second try is answered without the device
+            self._leave_device(error)
+            return self._forward(span)
         self._recorder.put(replace(span, pieces=tuple(pieces)))
         return True
 
-    def _settle(self, timeout_s: float) -> None:
-        """Waits, without synchronising, until the device has passed every boundary; after the timeout the host's instants stand."""
-        end_ns = self._clock.now_ns() + s_to_ns(timeout_s)
+    def _settle(self, deadline_ns: int) -> None:
+        """Waits, without synchronising and no longer than to the deadline, until the device has passed every boundary."""
         self._put([])
-        while self._waiting and self._clock.now_ns() < end_ns:
+        while self._waiting and self._clock.now_ns() < deadline_ns:
             self._clock.sleep(0.002)
             self._put([])
 
@@ -451,18 +510,32 @@ class Tracker:
                 return whole
         except (TypeError, ValueError, OverflowError):
             pass
-        self._warnings(f"{name}={value!r} is no positive whole number: left out, and the record is flagged {Flag.BAD_COUNT}")
+        self._warnings(
+            f"{name}={value!r:.200} is no positive whole number: left out, and the record is flagged {Flag.BAD_COUNT}",
+            key=f"bad {name}",
+        )
         return None
 
-    def _given_flops(self, flops: float | None) -> FlopCount | None:
+    def _number(self, step: int) -> int | None:
+        """A place on the step axis; ``None`` with one warning where it is none."""
+        with suppress(TypeError, ValueError, OverflowError):
+            if int(step) == step:
+                return int(step)
+        self._warnings(f"step={step!r:.200} is no whole number: the next one stands in", key="bad step")
+        return None
+
+    def _given_flops(self, flops: float) -> FlopCount | None:
+        """Model FLOPs of the user's; what ran on the hardware is not known by them."""
         if self._given is not None and self._given.model_flops == flops:
             return self._given
-        if flops is None or not math.isfinite(flops) or flops <= 0:
-            self._warnings(f"flops={flops!r} is no positive number: left out")
-            return None
-        self._given = FlopCount(flops, flops, flops_by_dtype={f"mm/{self._dtype or _dtype_name(self._model)}": flops})
-        self._learn_peaks(self._given)
-        return self._given
+        with suppress(TypeError, ValueError, OverflowError):
+            given = float(flops)
+            if math.isfinite(given) and given > 0:
+                self._given = FlopCount(given, None, flops_by_dtype={f"mm/{self._dtype or _dtype_name(self._model)}": given})
+                self._learn_peaks(self._given)
+                return self._given
+        self._warnings(f"flops={flops!r:.200} is no positive number: left out", key="bad flops")
+        return None
 
     def _step_flops(self, model: torch.nn.Module | None) -> StepFlops:
         from green_torch.flops import StepFlops  # torch is loaded only where there is a model
@@ -513,24 +586,33 @@ class _Warnings:
     """Says each thing once, as a :class:`GreenTorchWarning`, and never raises: not even under ``-W error``."""
 
     def __init__(self) -> None:
-        self._said: dict[str, None] = {}
+        self._said: dict[str, str] = {}  # key -> text
 
     @property
     def said(self) -> tuple[str, ...]:
-        return tuple(self._said)
+        return tuple(self._said.values())
 
     def note(self, text: str) -> None:
         """For the summary alone."""
-        self._said[text] = None
+        self._said[text] = text
 
-    def __call__(self, text: str) -> None:
-        if text in self._said:
+    def __call__(self, text: str, *, key: str = "") -> None:
+        """``key``: what makes two warnings one, where their texts vary."""
+        key = key or text
+        if key in self._said or len(self._said) >= _MOST_WARNINGS:
             return
-        self._said[text] = None
+        self._said[key] = text
         try:
             warnings.warn(text, GreenTorchWarning, stacklevel=4)
         except GreenTorchWarning:
             logging.getLogger("green_torch").warning(text)
+
+
+class _NoWriter:
+    """Takes every call of a SummaryWriter and writes nothing: on ranks but the first, say, where a loop logs its loss as everywhere."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_args, **_named: None
 
 
 def _place() -> tuple[int, int]:
@@ -650,11 +732,20 @@ def _baseline(path: str | os.PathLike[str] | None) -> Baseline | None:
     if not files:
         raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
     run = read_last(files[-1])
-    totals = run.summary.totals if run.summary else run.records[-1].totals if run.records else RunTotals()
-    train = totals.phase(Phase.TRAIN)
+    name = run.manifest.label or run.manifest.run_name
+    if run.summary is not None:  # its means leave the steps out in which FLOPs were counted
+        summary = run.summary
+        for unit, energy_j in (
+            ("token", summary.energy_per_token_j),
+            ("sample", summary.energy_per_sample_j),
+            ("step", summary.energy_per_step_j),
+        ):
+            if energy_j is not None:
+                return Baseline(name, unit, energy_j)
+    train = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
     for unit, count in (("token", train.tokens), ("sample", train.samples), ("step", train.n_steps)):
         if count and train.energy_j is not None:
-            return Baseline(run.manifest.label or run.manifest.run_name, unit, train.energy_j / count)
+            return Baseline(name, unit, train.energy_j / count)
     raise ArgumentError(f"baseline={str(path)!r}: that run holds no train step with known energy")
 
 

@@ -116,6 +116,8 @@ def trained(*faults: tuple[Fault, ...], **options) -> Outcome:
             for _ in range(STEPS):
                 clock.advance(STEP_S)
                 tracker.step(tokens=8)
+        for meter in meters:
+            meter.close()
         return Outcome(sim, sink.records, sink.summary)
 
 
@@ -260,6 +262,8 @@ def test_a_slow_call_never_delays_a_step():
             with tracker.phase("eval"):
                 tracker.step()
             release.set()
+        for meter in meters:
+            meter.close()
     assert not waited_in_vain.is_set()
     assert tracker.summary().totals.phase("train").n_steps == 200
 

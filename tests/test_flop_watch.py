@@ -306,16 +306,37 @@ def test_wrapped_models_are_counted_inside():
     assert len(graphs) == 1
 
 
-def test_a_hook_inside_a_compiled_graph_is_harmless():
-    """A model that is compiled after it was hooked trains as ever, compiled once; its forwards are not seen."""
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_hook_inside_a_compiled_graph_is_harmless(inside):
+    """A model that is compiled after it was hooked trains as ever, compiled once; that its forwards aren't seen is flagged and said once."""
     torch._dynamo.reset()
-    graphs = []
-    net, flops = watched()
-    model = torch.compile(net, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
-    for _ in range(3):
+    graphs, said = [], []
+    net, flops = watched(warn=said.append)
+    options = {"backend": lambda graph, _: graphs.append(graph) or graph.forward, "fullgraph": True}
+    if inside:
+        net.compile(**options)
+        model = net
+    else:
+        model = torch.compile(net, **options)
+    works = []
+    for _ in range(4):
         loss_of(model(x())).backward()
-        assert flops.take() == StepWork(None, ())
+        works.append(flops.take())
+    assert works == [StepWork(None, ())] + [StepWork(None, (Flag.FLOPS_UNKNOWN,))] * 3
     assert len(graphs) == 1
+    assert len(said) == 1
+    assert "track(compiled)" in said[0]
+
+
+def test_other_peoples_compiling_says_nothing():
+    """Where the model's forwards are seen, what else is compiled does not make its steps suspect, idle ones neither."""
+    torch._dynamo.reset()
+    model, flops = watched()
+    torch.compile(lambda y: y + 1, backend="eager")(x())
+    flops.take()  # the beginning of a phase, say
+    loss_of(model(x())).backward()
+    assert flops.take().flops.model_flops == 2 * ONE
+    assert [flops.take() for _ in range(3)] == [StepWork(None, ())] * 3
 
 
 @pytest.mark.skipif(not COUNTS_COMPILED, reason="this torch can't")

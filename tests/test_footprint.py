@@ -45,9 +45,9 @@ def test_emissions_add_over_time_and_domains(parts, pue, intensity):
 
 
 def test_a_projection_leaves_set_up_out_of_the_mean():
-    """10 g of set-up and 20 steps for 20 g make 110 g for 100 steps."""
-    assert footprint.projected_total(30.0, 10.0, 20, 100) == pytest.approx(110.0)
-    assert footprint.projected_total(30.0, 10.0, 0, 100) is None
+    """10 g of set-up, a first step that was counted (5 g), 19 of 1 g and 6 g of evaluation make 40 + 80 x 1.3 g for 100 steps."""
+    assert footprint.projected_total(40.0, 1.0, 6.0, 20, 100) == pytest.approx(40.0 + 80 * 1.3)
+    assert footprint.projected_total(40.0, 1.0, 6.0, 0, 100) is None
 
 
 @given(st.floats(1e-3, 1e15))

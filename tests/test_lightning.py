@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
+CLOSE = 5e-4  # the counter is read every 10 ms: what a boundary's own interval holds is an estimate
 POWER_W = 300.0
 BATCH, WIDTH = 8, 4
 
@@ -181,7 +182,9 @@ def test_setup_lasts_until_the_first_batch(bench):
     )
     totals = bench.green.summary().totals
     expected_s = {"setup": 3.0, "eval": 0.9, "train": 0.8, "other": 0.5}
-    assert {t.phase: t.energy_j for t in totals.phases} == pytest.approx({p: s * POWER_W for p, s in expected_s.items()})
+    assert {t.phase: t.energy_j for t in totals.phases} == pytest.approx(
+        {p: s * POWER_W for p, s in expected_s.items()}, rel=CLOSE
+    )
     assert totals.phase("eval").n_steps == 3
     assert totals.phase("eval").samples == 9 * BATCH
     assert [record.samples for record in bench.of("eval")] == [3 * BATCH] * 3
@@ -224,7 +227,7 @@ def test_checkpoints_are_phase_save(tmp_path, package):
     trainer = bench.trainer(bench.monitor(), checkpoint, plugins=[SlowDisk()], enable_checkpointing=True)
     trainer.fit(bench.module(), data())
     assert len(list((tmp_path / "ckpt").iterdir())) == 2
-    assert [record.energy_j for record in bench.of("save")] == pytest.approx([90.0, 90.0])
+    assert [record.energy_j for record in bench.of("save")] == pytest.approx([90.0, 90.0], rel=CLOSE)
     assert [record.step for record in bench.of("save")] == [1, 3]
     assert [record.energy_j for record in bench.of("train")] == pytest.approx([60.0] * 5)
     assert "save_checkpoint" not in vars(trainer)
@@ -253,7 +256,7 @@ def test_accumulated_batches_are_one_step(bench):
     train = bench.of("train")
     assert [record.step for record in train] == [0, 1, 2, 3, 4, 5]
     assert [record.samples for record in train] == [24, 24, 16, 24, 24, 16]
-    assert [record.energy_j for record in train] == pytest.approx([180, 180, 120] * 2)
+    assert [record.energy_j for record in train] == pytest.approx([180, 180, 120] * 2, rel=CLOSE)
     assert bench.green.summary().manifest.planned_steps == 6
 
 
@@ -293,7 +296,7 @@ def test_values_share_the_loss_axis_and_event_file(tmp_path, package):
     assert steps_of(found, "train_loss") == list(range(7))
     for tag in ("energy_per_step_J", "step_time_s", "power_W", "energy_per_sample_J"):
         assert steps_of(found, f"green/{tag}") == steps_of(found, "train_loss")
-    assert [e.value for e in found.Scalars("green/energy_per_step_J")] == pytest.approx([120.0] * 7, rel=1e-5)
+    assert [e.value for e in found.Scalars("green/energy_per_step_J")] == pytest.approx([120.0] * 7, rel=CLOSE)
     assert found.Scalars("green/energy_total_kWh")[-1].value == pytest.approx(bench.green.summary().totals.energy_j / 3.6e6)
     snapshot = json.loads(found.Tensors("green/snapshot")[-1].tensor_proto.string_val[0])
     assert snapshot
@@ -388,7 +391,7 @@ def test_an_exception_ends_the_run_as_failed(bench, error, seen, where):
         trainer.fit(bench.module(act=act), data(), data(2))
     assert bench.green.summary().status == "failed"
     assert [record.step for record in bench.of("train")] == list(range(2 if where == "training_step" else 6))
-    assert bench.green.summary().totals.energy_j == pytest.approx(POWER_W * bench.green.summary().totals.duration_s)
+    assert bench.green.summary().totals.energy_j == pytest.approx(POWER_W * bench.green.summary().totals.duration_s, rel=CLOSE)
     assert bench.green.summary().totals.duration_s == pytest.approx(
         0.2 * calls.count("training_step") + 0.1 * calls.count("validation_step")
     )

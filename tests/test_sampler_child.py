@@ -173,10 +173,26 @@ def test_closing_ends_the_child(apart):
         sampler.start()
         assert until(lambda: meter.apart)
         pid = meter.pid
-        sampler.stop()
+        sampler.stop(close=True)
         meter.close()
         assert gone(pid)
         assert sampler.timelines["gpu0"].knots > 1
+
+
+def test_a_forked_workers_copy_ends_nothing(apart):
+    """A worker forked from the training process that closes its copy leaves the parent's child alone."""
+    with simulated(Gpu(constant(100), period_s=0.02), virtual=False) as sim:
+        meter = apart(sim)
+        settled(meter)
+        worker = os.fork()
+        if worker == 0:
+            meter.close()
+            os._exit(0)
+        os.waitpid(worker, 0)
+        assert not gone(meter.pid)
+        begun = meter.read().end_ns
+        assert meter.read().end_ns > begun
+        assert meter.apart
 
 
 def test_it_can_be_switched_off(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -207,3 +209,55 @@ def test_integrated_power_has_no_bounds_of_its_own():
     assert timeline.level(Instant.exact(500 * MS)).energy_j == pytest.approx(25.0)
     assert timeline.settled(Instant.exact(1000 * MS))
     assert not timeline.settled(Instant.exact(1001 * MS))
+
+
+def relative_rms(truth: Truth, marks: list[int], levels: list[float]) -> float:
+    """RMS error of the steps between marks, relative to the mean step."""
+    true_j = [truth.joules(b) - truth.joules(a) for a, b in itertools.pairwise(marks)]
+    square_j = [(b - a - own) ** 2 for (a, b), own in zip(itertools.pairwise(levels), true_j, strict=True)]
+    return math.sqrt(statistics.fmean(square_j)) / statistics.fmean(true_j)
+
+
+def step_errors(truth: Truth, timeline: DomainTimeline, marks: list[int]) -> float:
+    """The timeline's."""
+    return relative_rms(truth, marks, [timeline.level(Instant.exact(mark)).energy_j for mark in marks])
+
+
+def linear_errors(truth: Truth, updates: list[int], marks: list[int]) -> float:
+    """Those of straight lines between known update instants: the best that knows nothing of steps."""
+
+    def level_j(at: int) -> float:
+        k = bisect.bisect_right(updates, at)
+        a, b = updates[k - 1], updates[k]
+        return truth.joules(a) + (truth.joules(b) - truth.joules(a)) * (at - a) / (b - a)
+
+    return relative_rms(truth, marks, [level_j(mark) for mark in marks])
+
+
+def test_a_regular_counter_is_followed_within_its_brackets():
+    """The instants of a regular counter are told far more closely than it is read."""
+    truth = Truth([(20.0, 300.0)])
+    updates = [3_700_000 + k * 20 * MS for k in range(990)]
+    reads = [(k * 10_300_000, k * 10_300_000) for k in range(1_900)]
+    marks = [2_000 * MS + k * 53 * MS for k in range(300)]
+    assert step_errors(truth, observed(truth, updates, reads), marks) < 0.02
+
+
+def test_the_shape_of_like_steps_is_learned():
+    """Where power follows the steps, an update interval is divided at a boundary as the steps have shown, not evenly."""
+    truth = Truth([(0.020, 100.0), (0.033, 400.0)] * 500)
+    updates = [7 * MS + k * 20 * MS for k in range(1_300)]
+    marks = [k * 53 * MS for k in range(1, 450)]
+    timeline = observed(truth, updates, [(t + MS // 2, t + MS // 2) for t in range(0, truth.end_ns, MS)])
+    for mark in marks[:150]:
+        timeline.level(Instant.exact(mark))
+    assert step_errors(truth, timeline, marks[150:]) < 0.4 * linear_errors(truth, updates, marks[150:])
+
+
+def test_no_shape_is_read_into_power_that_goes_its_own_way():
+    """Where power doesn't follow the steps, the estimate is no worse than straight lines."""
+    truth = Truth([(0.061, 100.0), (0.076, 400.0)] * 200)
+    updates = [7 * MS + k * 20 * MS for k in range(1_300)]
+    marks = [k * 53 * MS for k in range(1, 450)]
+    timeline = observed(truth, updates, [(t + MS // 2, t + MS // 2) for t in range(0, truth.end_ns, MS)])
+    assert step_errors(truth, timeline, marks) < 1.1 * linear_errors(truth, updates, marks)

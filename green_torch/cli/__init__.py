@@ -95,10 +95,13 @@ def _doctor(
 
 @app.command("flops")
 def _flops(
-    target: Annotated[str, typer.Argument(help='"module:factory"; factory() gives a model, (model, args) or (model, args, kwargs).')],
+    target: Annotated[
+        str, typer.Argument(help='"module:factory"; factory() gives a model, (model, args) or (model, args, kwargs).')
+    ],
     *,
     batch: Annotated[
-        list[str] | None, typer.Option(help='An input\'s shape and dtype, "8x1024:int64", in place of the factory\'s. May be repeated.')
+        list[str] | None,
+        typer.Option(help="An input's shape and dtype, \"8x1024:int64\", in place of the factory's. May be repeated."),
     ] = None,
     attention: Annotated[str, typer.Option(help='"causal" halves attention that is called with is_causal.')] = "full",
     depth: Annotated[int, typer.Option(help="How many levels of modules are listed.")] = 3,

@@ -21,14 +21,13 @@ from green_torch.errors import ArgumentError
 from green_torch.flops import FlopTable, ModuleFlops, count_by_module
 from green_torch.flops.once import device_of
 from green_torch.flops.replica import unwrap
+from green_torch.records import FlopCount
 from green_torch.units import si
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import Console
-
-    from green_torch.records import FlopCount
 
 SCHEMA = "green_torch.flops/1"
 
@@ -107,7 +106,7 @@ def _made(target: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     except Exception as error:
         raise ArgumentError(f"{target} failed: {type(error).__name__}: {error}; it is called without arguments") from error
     parts = made if isinstance(made, tuple) else (made,)
-    model, args, kwargs = (*parts, (), {})[:3] if len(parts) < 2 else (*parts, {})[:3]  # noqa: PLR2004 - model and args
+    model, args, kwargs = (*parts, (), {})[:3] if len(parts) < 2 else (*parts, {})[:3]
     args = tuple(args) if isinstance(args, tuple | list) else (args,)
     if not isinstance(model, nn.Module) or not isinstance(kwargs, dict):
         raise ArgumentError(f"{target} gives {type(made).__name__}, no model: {usage}")
@@ -181,12 +180,12 @@ def show(report: Report, console: Console, *, depth: int | None = None) -> None:
         soft_wrap=True,
     )
     listed = [one for one in report.modules if depth is None or not one.name or one.name.count(".") < depth]
-    _print(console, "By module, with what is inside it", ("module", "parameters"), listed, total, _module_cells)
+    _print(console, ("module, with what is inside it", "parameters"), listed, total, _module_cells)
     hidden = len(report.modules) - len(listed)
     if hidden:
         deepest = 1 + max(one.name.count(".") for one in report.modules)
         console.print(Text(f"{hidden} modules lie deeper: --depth {deepest} lists them", style="dim"))
-    _print(console, "By operation", ("op", "calls"), report.ops, total, _op_cells)
+    _print(console, ("operation", "calls"), report.ops, total, _op_cells)
     notes = [
         f"Model FLOPs {total.model_flops:,.0f}; hardware FLOPs {total.hardware_flops:,.0f}, {total.recompute_flops:,.0f} of them recomputed."
     ]
@@ -214,14 +213,12 @@ def _op_cells(one: Sum) -> tuple[Text, str]:
 
 def _print(
     console: Console,
-    title: str,
     head: tuple[str, str],
     sums: Sequence[Sum],
     total: FlopCount,
     cells: Callable[[Sum], tuple[Text, str]],
 ) -> None:
     console.print()
-    console.print(Text(title, style="bold"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(head[0], overflow="fold")
     for heading in (head[1], "model", "hardware", "recompute", "share"):

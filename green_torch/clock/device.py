@@ -22,8 +22,9 @@ _NS_PER_MS = 1e6
 _ANCHOR_EVERY_NS = s_to_ns(5.0)
 _ANCHOR_RETRY_NS = s_to_ns(0.25)
 _ANCHOR_WIDEST_NS = 300_000  # a wider bracket tells too little and is thrown away
+_RESOLUTION_NS = 500  # of an event's time, by CUDA's documentation
 _DRIFT = 100e-6  # GPU against host clock, at most (10-100 ppm were seen)
-_KEPT = 4096  # resolved boundaries remembered
+_KEPT = 4096  # resolved boundaries remembered, at least; which older ones are needed still, the tracker knows
 
 
 class DeviceEvents(Protocol):
@@ -71,13 +72,16 @@ class _Pending:
 class DeviceMarker:
     """Boundaries pass when the device reaches them. Every method belongs to the training thread and none waits."""
 
-    def __init__(self, events: DeviceEvents, now_ns: Callable[[], int]) -> None:
+    def __init__(self, events: DeviceEvents, now_ns: Callable[[], int], needed: Callable[[], set[int]] | None = None) -> None:
         self._events = events
+        self._needed = needed or set
+        self._keep_at_most = _KEPT
         self._now_ns = now_ns
         self._pending: deque[_Pending] = deque()
         self._unseen: list[_Pending] = []  # marked while no event could be recorded: they wait for the next one
         self._first_ns = now_ns()
         self._last_at_ns = 0
+        self._over = False  # the device is not asked any more
         self._resolved: dict[int, Instant] = {}
         self._last_event: object | None = None
         self._device_ns = 0.0
@@ -87,6 +91,9 @@ class DeviceMarker:
 
     def mark(self) -> Instant:
         """Marks a boundary; the instant returned is provisional, and the key to :meth:`resolve`."""
+        if self._over:
+            return Instant.exact(max(self._now_ns(), self._last_at_ns))
+        self._advance()
         self._take_anchor()
         host_ns = self._now_ns()
         if self._pending and host_ns <= self._pending[-1].host_ns:
@@ -98,9 +105,9 @@ class DeviceMarker:
         """When the boundary passed, or ``None`` while the device has not reached it."""
         if mark.at_ns < self._first_ns:  # marked on the host, before the device was in use
             return mark
-        if mark.at_ns not in self._resolved:
+        if mark.at_ns not in self._resolved and not self._over:
             self._advance()
-        return self._resolved.get(mark.at_ns)
+        return self._resolved.get(mark.at_ns, mark if self._over else None)
 
     def _take_anchor(self) -> None:
         """Ties device time to host time, every few seconds. Looks at most 0.3 ms for an event that an idle stream passes at once."""
@@ -162,7 +169,7 @@ class DeviceMarker:
             return Instant((host_ns + seen_ns) // 2, host_ns, seen_ns)
         device_ns, lo_ns, hi_ns = self._anchor
         since_ns = self._device_ns - device_ns
-        slack_ns = abs(since_ns) * _DRIFT
+        slack_ns = abs(since_ns) * _DRIFT + _RESOLUTION_NS
         lo = max(host_ns, round(lo_ns + since_ns - slack_ns))
         hi = min(seen_ns, round(hi_ns + since_ns + slack_ns))
         if lo > hi:  # the clocks contradict each other: what the host saw is certain
@@ -175,5 +182,19 @@ class DeviceMarker:
             instant = Instant(self._last_at_ns, instant.lo_ns, max(instant.hi_ns, self._last_at_ns))
         self._last_at_ns = instant.at_ns
         self._resolved[key] = instant
-        if len(self._resolved) > _KEPT:
-            del self._resolved[next(iter(self._resolved))]
+        if len(self._resolved) > self._keep_at_most:
+            needed = self._needed()
+            recent = list(self._resolved)[-_KEPT // 2 :]
+            self._resolved = {key: own for key, own in self._resolved.items() if key in needed or key >= recent[0]}
+            self._keep_at_most = _KEPT + len(needed)
+
+    def abandon(self) -> None:
+        """Gives up on the device: boundaries that it has not passed lie between their record and now, and later ones are the host's."""
+        self._over = True
+        now_ns = self._now_ns()
+        left = [pending for pending in (*self._unseen, *self._pending) if pending.bracket is None]
+        self._unseen.clear()
+        self._pending.clear()
+        for pending in left:
+            at_ns = max(pending.host_ns, self._last_at_ns)
+            self._keep(pending.host_ns, Instant(at_ns, pending.host_ns, max(now_ns, at_ns)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -38,7 +39,10 @@ class HostClock:
         def loop() -> None:
             due_ns = time.monotonic_ns()
             while True:
-                tick()
+                try:
+                    tick()
+                except Exception:
+                    logging.getLogger("green_torch").exception("%s failed, and goes on", name)
                 due_ns = max(due_ns + step_ns, time.monotonic_ns())
                 if stop.wait((due_ns - time.monotonic_ns()) / NS_PER_S):
                     return

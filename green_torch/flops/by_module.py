@@ -15,6 +15,7 @@ import torch
 
 from green_torch.flops.once import tally_of
 from green_torch.flops.stack import in_backward
+from green_torch.records import FlopCount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from green_torch.flops.counter import Attention, Entry
-    from green_torch.records import FlopCount
 
 _ENGINE = torch.autograd.graph._engine_run_backward.__code__  # noqa: SLF001 - only to know the frame when it is seen
 _CALL = torch.nn.Module._call_impl.__code__  # noqa: SLF001 - as above

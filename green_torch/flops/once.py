@@ -76,9 +76,9 @@ def tally_of(
             tally.locate = locator.watch(replica)
         with _same_randomness(), torch.enable_grad(), CountingMode(tally, _Originals(model).refuse):
             _train(replica, inputs, named)
-        return tally
     except Exception as error:
         raise CountingError(_explain(model, error, "model(*args) first, to see it run")) from error
+    return tally
 
 
 def on_meta(
@@ -157,7 +157,8 @@ def _loss(output: Any) -> torch.Tensor | None:
     named = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
     if isinstance(named, torch.Tensor) and named.numel() == 1 and named.requires_grad:
         return named
-    sums = [t.sum() if not t.is_complex() else torch.view_as_real(t).sum() for t in tensors_in(output) if t.requires_grad]
+    parts = [t if not t.is_complex() else torch.view_as_real(t) for t in tensors_in(output) if t.requires_grad]
+    sums = [(part * 1).sum() for part in parts]  # the gradient of a bare sum has no strides, which some kernels refuse
     return sum(sums[1:], sums[0]) if sums else None
 
 

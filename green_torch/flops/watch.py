@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ MAX_KEYS = 16
 _MAX_PENDING = 1024
 _RECHECK_TAKES = 64
 _DEPTH = 6
+_BLIND_TAKES = 2  # one may come before the first forward, at the beginning of a phase
 
 Key = tuple[Any, ...]
 
@@ -54,7 +56,8 @@ class StepFlops:
     is ours, ``begin_step(batch)`` and ``end_step()`` count the first step of each key live. ``counting()`` counts one step live by
     the user's wish. At most 16 keys are counted; further ones are scaled by their number of elements from the nearest.
 
-    A model compiled from within (``model.compile()``, or hooked and then compiled) can't be watched: its forwards are not seen.
+    A model compiled from within (``model.compile()``, or hooked and then compiled) can't be watched: its forwards are not seen. From
+    the second step that this happens to, steps are flagged, with one warning.
 
     Raises:
         ArgumentError: ``attention`` is neither "full" nor "causal".
@@ -84,6 +87,9 @@ class StepFlops:
         self._live_elements = 0
         self._takes = 0
         self._trained: int | None = None
+        self._seen = False  # a forward in training, or a step that is ours
+        self._blind_takes = 0
+        self._graphs = 0
         self._stopped = False  # the model can't be counted on meta: what comes is scaled, or counted by hand
         self._off = False
 
@@ -96,6 +102,7 @@ class StepFlops:
         try:
             self._devices = tuple({"cpu", *(("cuda",) if torch.cuda.is_available() else ()), device_of(self._model)} - {"meta"})
             self._trained = self._trainable()
+            self._graphs = _graphs_compiled()
             self._hook = where_to_watch(self._model).register_forward_pre_hook(self._before_forward, with_kwargs=True)
         except Exception as error:
             self._give_up(error)
@@ -230,7 +237,10 @@ class StepFlops:
         flags, self._flags = self._flags, set()
         try:
             sweep()
+            if not pending and total is None and self._is_blind():
+                flags.add(Flag.FLOPS_UNKNOWN)
             for key, times in pending.items():
+                self._seen = self._seen or bool(key[0])
                 flops = self._flops_of(key, sketches.get(key), flags)
                 if flops is not None:
                     part = flops if times == 1 else flops.scaled(times)
@@ -285,6 +295,22 @@ class StepFlops:
         count, own = min(like, key=lambda item: abs(math.log((item[1] or 1) / (elements or 1))))
         return count.scaled((elements or 1) / (own or 1))
 
+    def _is_blind(self) -> bool:
+        """Whether the model seems to train inside a compiled graph, our hook left out: nothing was seen of it, and something compiled."""
+        if self._seen or self._hook is None or self._model is None or not self._model.training:
+            return False
+        inner = getattr(where_to_watch(self._model), "_compiled_call_impl", None) is not None
+        if not inner and _graphs_compiled() == self._graphs:
+            return False
+        self._blind_takes += 1
+        if self._blind_takes < _BLIND_TAKES:
+            return False
+        self._warn(
+            f"No forward of {type(self._model).__name__} is seen, as it runs inside a compiled graph, so no MFU is reported. Give track() the "
+            "compiled model (compiled = torch.compile(model); track(compiled)), count a step: with tracker.count(): ..., or pass flops_per_step=."
+        )
+        return True
+
     def _recheck(self) -> None:
         """Forgets all counts where parameters were frozen or released since, now and then."""
         self._takes += 1
@@ -334,6 +360,15 @@ class StepFlops:
         if text not in self._warned:
             self._warned.add(text)
             self._tell(text)
+
+
+def _graphs_compiled() -> int:
+    """How many graphs ``torch.compile`` has made in this process so far; 0 where this torch doesn't tell."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    try:
+        return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
+    except Exception:
+        return 0
 
 
 def _say(text: str) -> None:

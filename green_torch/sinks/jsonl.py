@@ -60,7 +60,7 @@ class JsonlSink:
     """
 
     def __init__(
-        self, path: str | Path, *, flush_interval_s: float = 10.0, now_ns: Callable[[], int] = time.monotonic_ns
+        self, path: str | Path, *, flush_interval_s: float = 1.0, now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.path, self._file = _create(Path(path))
         name = _NAME.fullmatch(self.path.name)
