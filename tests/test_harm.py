@@ -208,7 +208,7 @@ def test_projections_leave_the_counted_step_out(tmp_path):
 
     def run(**options):
         model = torch.nn.Linear(8, 8)
-        clock, meter, sink, tracker = scene(**options)
+        clock, _, sink, tracker = scene(**options)
         tracker._model = model
         with tracker:
             for k in range(10):
