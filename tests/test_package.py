@@ -29,7 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"protocols"}),  # they speak of records
     frozenset({"meters", "clock", "flops", "peaks", "intensity", "embodied", "sinks"}),
     frozenset({"timeline", "sampler_child"}),  # whose types sampler, steps and recorder speak
-    frozenset({"sampler", "footprint", "statistics", "steps", "calibration"}),
+    frozenset({"sampler", "footprint", "statistics", "steps", "calibration", "totals", "outlet"}),
     frozenset({"recorder"}),
     frozenset({"tracker"}),
     frozenset({"lightning", "transformers", "experiment", "ledger", "schedule", "testing"}),
