@@ -66,6 +66,11 @@ class Outlet:
             self._halt()
 
     @property
+    def idle(self) -> bool:
+        """Whether all that was put has been written."""
+        return self.done or not (self._queue or self._busy.locked())
+
+    @property
     def name(self) -> str:
         """The sink's class."""
         return self._name

@@ -103,7 +103,7 @@ class Recorder:
     def open(self, sinks: list[Sink]) -> None:
         """Lends the sinks and gives each the manifest."""
         self._outlets = [Outlet(sink, self._clock, self._warn) for sink in sinks]
-        self._deliver(self.manifest)
+        self._hand_out(self.manifest)
 
     def put(self, span: Span) -> None:
         """Enqueues a span (training thread). When the queue is full it is merged with the last one of its phase."""
@@ -151,6 +151,11 @@ class Recorder:
                 return
             self._clock.sleep(0.02)
 
+    def deliver(self, deadline_ns: int) -> None:
+        """Waits until the sinks have taken what is resolved, or the deadline has come."""
+        while not all(outlet.idle for outlet in self._outlets) and self._clock.now_ns() < deadline_ns:
+            self._clock.sleep(0.005)
+
     def finish(self, status: str, warnings: Callable[[], tuple[str, ...]], deadline_ns: int) -> RunSummary:
         """Resolves the rest, settled or not, and closes the sinks with the summary; waits for them no longer than to the deadline."""
         if self._work.acquire(timeout=max(0.1, ns_to_s(deadline_ns - self._clock.now_ns()))):
@@ -160,7 +165,7 @@ class Recorder:
                 self._work.release()
         else:
             self._warn("the last records could not be resolved: the grid's intensity provider has not answered")
-        self._deliver(self._summary(status, warnings()))
+        self._hand_out(self._summary(status, warnings()))
         for outlet in self._outlets:
             outlet.close()
         deadline_ns = max(deadline_ns, self._clock.now_ns() + s_to_ns(_LEAST_WAIT_S))
@@ -178,7 +183,7 @@ class Recorder:
     def _drain(self, *, patient: bool = True, deadline_ns: int | None = None) -> None:
         if self._manifest_due:
             self._manifest_due = False
-            self._deliver(self.manifest)
+            self._hand_out(self.manifest)
         while self._queue and (deadline_ns is None or self._clock.now_ns() <= deadline_ns):
             span = self._queue[0]
             late = not patient or self._clock.now_ns() >= span.end.hi_ns + s_to_ns(PATIENCE_S)
@@ -193,7 +198,7 @@ class Recorder:
             except Exception as error:  # rule 9: one bad span must not cost the run
                 self._warn(f"a record could not be made and is missing: {type(error).__name__}: {error}", key="resolve")
                 continue
-            self._deliver(record)
+            self._hand_out(record)
 
     def _settled(self, instant: Instant) -> bool:
         with self._sampler.lock:
@@ -377,6 +382,6 @@ class Recorder:
             warnings=warnings,
         )
 
-    def _deliver(self, item: Item) -> None:
+    def _hand_out(self, item: Item) -> None:
         for outlet in self._outlets:
             outlet.put(item)

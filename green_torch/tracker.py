@@ -313,7 +313,7 @@ class Tracker:
             yield
 
     def flush(self, timeout_s: float = PATIENCE_S) -> None:
-        """Makes a record of the steps so far and waits, at most so long, until all records are resolved."""
+        """Makes a record of the steps so far and waits, at most so long, until all are resolved and the sinks have them."""
         if self._builder is None:
             return
         deadline_ns = self._clock.now_ns() + s_to_ns(timeout_s)
@@ -321,6 +321,7 @@ class Tracker:
         self._settle(deadline_ns)
         self._sampler.read_now()
         self._recorder.drain(deadline_ns)
+        self._recorder.deliver(deadline_ns)
 
     def warn(self, text: str, *, key: str = "") -> None:
         """Says once (per ``key``) what is missing or uncertain, and keeps it for the summary; for adapters. Never raises."""
