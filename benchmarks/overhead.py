@@ -104,6 +104,7 @@ def lightning_throughput() -> Iterator[Step]:
             monitor.compute_and_log(step=count)
 
         yield step
+        fabric.logger.finalize("success")
 
 
 def timed(tool: Callable[[], contextlib.AbstractContextManager[Step]], work: Step) -> list[float]:
