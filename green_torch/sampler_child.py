@@ -16,7 +16,6 @@ import math
 import os
 import select
 import signal
-import statistics
 import struct
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING
 from green_torch.errors import MeterError
 from green_torch.meters.nvml import NvmlMeter
 from green_torch.records import Method, Reading
+from green_torch.timeline import Rhythm
 from green_torch.units import NS_PER_S, ns_to_s, s_to_ns
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ SILENT_NS = NS_PER_S  # after so long without a word from the child its parent r
 _ALIVE_NS = NS_PER_S // 4  # the child says so often at least that it still reads
 _RETRY_S = 1.0
 _RECORD = struct.Struct("<Bqqd")  # which GPU, begin and end in ns, joules (NaN: it can't be read)
-_GAPS = 8  # intervals between changes that the counter's period is taken from
 _LEARNING_NS = NS_PER_S
+_CLOSE = 2  # in tenths of the poll interval: a change is expected within so short a time at most between two readings
 
 
 def in_child(meters: Sequence[Meter], poll_interval_s: float) -> list[Meter]:
@@ -207,23 +207,22 @@ class _Child:
 
 
 class Pace:
-    """When to read a counter next: closely where it is due to change, hardly in between.
+    """When to read a counter next: just before and just after it is due to change, hardly in between.
 
-    The update instants are followed as an interval: the last one, moved on by the period (the median of the last gaps) and widened by
-    their spread, cut with the bracket in which the next was seen. Until the period is known, for a second at most, readings are close
-    (a tenth of ``poll_interval_s``); where the counter did not change when due, they are ``poll_interval_s`` apart.
+    Until its rhythm is known, for a second at most, readings are close (a tenth of ``poll_interval_s``); where it did not change when
+    due, they are ``poll_interval_s`` apart.
     """
 
     def __init__(self, poll_interval_s: float) -> None:
         self._coarse_ns = s_to_ns(poll_interval_s)
         self._fine_ns = self._coarse_ns // 10
-        self._gaps: deque[float] = deque(maxlen=_GAPS)
-        self._period_ns = math.inf
-        self._wide = 0  # changes in a row that were not closely seen
+        self._rhythm = Rhythm()
         self._begun_ns: int | None = None
         self._seen_ns = 0  # start of the last reading
-        self._update: tuple[float, float] | None = None  # bounds of the last update instant
-        self._due: tuple[float, float] | None = None  # bounds of the next
+        self._wide = 0  # changes in a row that were not closely seen
+        self._due: tuple[float, float] | None = (
+            None  # when the next change is expected, and how much earlier or later it may come
+        )
 
     def wait_ns(self, begin_ns: int, end_ns: int, *, changed: bool) -> int:
         """Nanoseconds from the end of this reading to the start of the next."""
@@ -232,30 +231,26 @@ class Pace:
         if changed:
             self._changed(self._seen_ns, end_ns)
         self._seen_ns = begin_ns
-        if self._due is None:
+        if self._due is None or self._rhythm.period_ns is None:
             return self._fine_ns if end_ns - self._begun_ns < _LEARNING_NS else self._coarse_ns
-        opens_ns, closes_ns = self._due[0] - self._fine_ns / 2, self._due[1] + self._fine_ns / 2
+        period_ns, (due_ns, doubt_ns) = self._rhythm.period_ns, self._due
+        # Where a change was missed the reading before it perhaps came late: begin earlier.
+        opens_ns = due_ns - doubt_ns - min(self._fine_ns * (2**self._wide - 1), period_ns / 2)
+        closes_ns = due_ns + doubt_ns
         if end_ns < opens_ns:  # a slow counter can afford a look ahead, which stands in where the next comes late
-            ahead_ns = 5 * self._fine_ns if self._period_ns > 5 * self._coarse_ns else 0
             remaining_ns = opens_ns - end_ns
+            ahead_ns = 5 * self._fine_ns if period_ns > 5 * self._coarse_ns else 0
             quiet_ns = remaining_ns - ahead_ns if remaining_ns > ahead_ns else remaining_ns
-            return int(min(quiet_ns, max(2 * self._coarse_ns, self._period_ns / 4)))
-        if 0 < closes_ns - end_ns < 2 * self._fine_ns:
+            return int(min(quiet_ns, max(2 * self._coarse_ns, period_ns / 4)))
+        if 0 < closes_ns - end_ns < _CLOSE * self._fine_ns:
             return int(closes_ns) - end_ns
         return self._fine_ns if end_ns < closes_ns + 5 * self._fine_ns else self._coarse_ns
 
-    def _changed(self, lo_ns: float, hi_ns: float) -> None:
-        self._wide = self._wide + 1 if hi_ns - lo_ns > 3 * self._fine_ns else 0
-        if self._due is not None and max(lo_ns, self._due[0]) <= min(hi_ns, self._due[1]):
-            lo_ns, hi_ns = max(lo_ns, self._due[0]), min(hi_ns, self._due[1])
-        if self._update is not None:
-            self._gaps.append((lo_ns + hi_ns - sum(self._update)) / 2)
-        self._update = lo_ns, hi_ns
-        if len(self._gaps) >= _GAPS // 2:
-            period_ns = self._period_ns = statistics.median(self._gaps)
-            spread_ns = 3 * statistics.median(abs(gap - period_ns) for gap in self._gaps) + self._fine_ns / 8
-            early_ns = min(self._fine_ns * (2**self._wide - 1), period_ns / 2)  # missed, perhaps for coming too late
-            self._due = lo_ns + period_ns - spread_ns - early_ns, hi_ns + period_ns + spread_ns
+    def _changed(self, lo_ns: int, hi_ns: int) -> None:
+        self._wide = self._wide + 1 if hi_ns - lo_ns > 2 * _CLOSE * self._fine_ns else 0
+        at_ns = self._rhythm.place(lo_ns, hi_ns, (lo_ns + hi_ns) / 2)
+        if self._rhythm.period_ns is not None:
+            self._due = at_ns + self._rhythm.period_ns, self._fine_ns / 2 + 2 * self._rhythm.sigma_ns
 
 
 def _folder_of(module: str) -> list[str]:

@@ -25,6 +25,9 @@ Bounds = tuple[float, float]
 
 _MIN_PAIRS = 2
 _MIN_PAIRS_DRIFT = 6  # a slope costs a degree of freedom: with fewer pairs it costs more than the drift that it removes
+_FEWEST_EFFECTIVE = (
+    2.0  # any series counts as so many independent values: a trend over few blocks looks like perfect correlation
+)
 _MIN_PAIRS_CORRELATION = 8  # with fewer, a lag-1 autocorrelation is noise
 _ONE_SIDED_5_PERCENT = 1.645
 _MAX_CORRELATION = 0.95
@@ -140,7 +143,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95, covariat
     if n < _MIN_PAIRS:
         return Interval(mean, None, None, n, None)
     correlation = _autocorrelation(residuals)
-    n_effective = n * (1 - correlation) / (1 + correlation)
+    n_effective = max(_FEWEST_EFFECTIVE, n * (1 - correlation) / (1 + correlation))
     variance = math.fsum(residual**2 for residual in residuals) / (n - fitted)
     spread = math.sqrt(variance * leverage * n / n_effective)
     half = spread * t_quantile(0.5 + confidence / 2, max(1.0, n_effective - fitted))

@@ -319,5 +319,5 @@ class StepBuilder:
             done.tally.work(),
             frozenset(done.flags),
             self._peak_memory(),
-            min(part.began_ns for part in (self._record, self._step, *self._phases)),
+            self._record.began_ns,  # the step under way and its phases began no earlier
         )

@@ -88,7 +88,7 @@ class DomainTimeline:
         self._epochs_gone = 0  # epochs whose knots are all forgotten
         self._starts = [0]  # index of each remaining epoch's first knot
         self._period_ns = math.inf  # no two updates were seen closer together than this
-        self._rhythm = _Rhythm()
+        self._rhythm = Rhythm()
         self._shape = _Shape()
         self._offset_j = 0.0  # added to raw readings, so that levels go on across a reset
         self._raw_j: float | None = None
@@ -265,7 +265,7 @@ class DomainTimeline:
         return e[0]
 
 
-class _Rhythm:
+class Rhythm:
     """Where in its bracket an update most likely lies: a Kalman filter of the instants of a counter that updates regularly.
 
     The period is the median of the last gaps, and their spread the noise. It says nothing where the brackets are nearly as wide as the
@@ -273,38 +273,43 @@ class _Rhythm:
     it, never bounds.
     """
 
-    __slots__ = ("_at_ns", "_gaps", "_noise", "_period_ns", "_variance", "_widths")
+    __slots__ = ("_at_ns", "_gaps", "_noise", "_variance", "_widths", "period_ns")
 
     def __init__(self) -> None:
         self._gaps: deque[float] = deque(maxlen=_GAPS)
         self._widths: deque[float] = deque(maxlen=_GAPS)
         self._at_ns: float | None = None
-        self._period_ns: float | None = None
+        self.period_ns: float | None = None
         self._variance = self._noise = 0.0  # of the last instant, and what a period adds to it, in ns squared
+
+    @property
+    def sigma_ns(self) -> float:
+        """Standard error of the next update's instant, a period after the last."""
+        return math.sqrt(self._variance + self._noise)
 
     def place(self, lo_ns: float, hi_ns: float, middle_ns: float) -> float:
         """The likely instant of the update seen in this bracket."""
         width_ns = hi_ns - lo_ns
         self._widths.append(width_ns)
         at_ns, variance, updates = middle_ns, width_ns**2 / 12, 1
-        if self._at_ns is not None and self._period_ns:
-            if median(self._widths) < _TELLING * self._period_ns:
-                prior = self._variance + self._noise
-                sigma_ns = math.sqrt(prior)
-                updates = max(1, math.floor((hi_ns + sigma_ns - self._at_ns) / self._period_ns))
-                expected_ns = self._at_ns + updates * self._period_ns
+        if self._at_ns is not None and self.period_ns:
+            if median(self._widths) < _TELLING * self.period_ns:
+                sigma_ns = self.sigma_ns
+                prior = sigma_ns**2
+                updates = max(1, math.floor((hi_ns + sigma_ns - self._at_ns) / self.period_ns))
+                expected_ns = self._at_ns + updates * self.period_ns
                 if expected_ns >= lo_ns - 3 * sigma_ns:
                     gain = prior / (prior + variance)
-                    seen_ns = middle_ns if width_ns <= self._period_ns else expected_ns
+                    seen_ns = middle_ns if width_ns <= self.period_ns else expected_ns
                     at_ns = min(max(expected_ns + gain * (seen_ns - expected_ns), lo_ns), hi_ns)
                     variance *= gain
             else:
-                updates = max(1, round((middle_ns - self._at_ns) / self._period_ns))
+                updates = max(1, round((middle_ns - self._at_ns) / self.period_ns))
         if self._at_ns is not None:
             self._gaps.append((at_ns - self._at_ns) / updates)
             if len(self._gaps) > _FEW_GAPS:
-                self._period_ns = median(self._gaps)
-                spread_ns = 1.5 * median(abs(gap - self._period_ns) for gap in self._gaps)
+                self.period_ns = median(self._gaps)
+                spread_ns = 1.5 * median(abs(gap - self.period_ns) for gap in self._gaps)
                 self._noise = spread_ns**2 + _TIMER_NS**2
         self._at_ns, self._variance = at_ns, variance
         return at_ns
