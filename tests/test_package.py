@@ -28,8 +28,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"records"}),
     frozenset({"protocols"}),  # they speak of records
     frozenset({"meters", "clock", "flops", "peaks", "intensity", "embodied", "sinks"}),
-    frozenset({"timeline", "sampler_child"}),  # whose types sampler, steps and recorder speak
-    frozenset({"sampler", "footprint", "statistics", "steps", "calibration", "totals", "outlet"}),
+    frozenset({"timeline"}),  # whose types sampler, steps and recorder speak
+    frozenset({"sampler", "sampler_child", "footprint", "statistics", "steps", "calibration", "totals", "outlet"}),
     frozenset({"recorder"}),
     frozenset({"tracker"}),
     frozenset({"lightning", "transformers", "experiment", "ledger", "schedule", "testing"}),
