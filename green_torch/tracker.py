@@ -157,7 +157,7 @@ class Tracker:
         self._marker: HostMarker | DeviceMarker = HostMarker(self._clock.now_ns)
         self._may_use_device = clock is None
         provider, manifest = _grid(region, intensity, pue, manifest, self._clock)
-        found, missing = _meters(meters)
+        found, missing = _meters(meters, poll_interval_s)
         manifest = replace(
             manifest, domains=tuple(domain for meter in found for domain in meter.domains), missing=missing, **_described(model)
         )
@@ -697,7 +697,7 @@ def _grid(
     return provider, replace(manifest, intensity=point, pue=published, pue_source=source)
 
 
-def _meters(given: Sequence[Meter] | None) -> tuple[list[Meter], tuple[str, ...]]:
+def _meters(given: Sequence[Meter] | None, poll_interval_s: float) -> tuple[list[Meter], tuple[str, ...]]:
     if given is not None:
         names = [domain.name for meter in given for domain in meter.domains]
         twice = {name for name in names if names.count(name) > 1}
@@ -709,7 +709,11 @@ def _meters(given: Sequence[Meter] | None) -> tuple[list[Meter], tuple[str, ...]
     from green_torch.meters import discover  # opens drivers
 
     found = discover()
-    return list(found.meters), found.missing
+    if not any(domain.name.startswith("gpu") for meter in found.meters for domain in meter.domains):
+        return list(found.meters), found.missing
+    from green_torch.sampler_child import in_child  # GPUs are read by a small process of their own
+
+    return in_child(found.meters, poll_interval_s), found.missing
 
 
 def _jsonl(log_dir: Path, manifest: Manifest) -> tuple[Sink, Manifest]:

@@ -244,3 +244,29 @@ def test_the_pace_reads_rarely_what_stands_still():
     pace = Pace(0.01)
     assert pace.wait_ns(0, 1000, changed=False) == MS
     assert pace.wait_ns(2000 * MS, 2001 * MS, changed=False) == 10 * MS
+
+
+def test_track_reads_gpus_through_the_child(tmp_path, monkeypatch):
+    """On a machine with a GPU, track() alone measures it from the child, between bounds that hold the truth, and ends the child."""
+    import green_torch
+    from green_torch.testing import MemorySink
+
+    monkeypatch.delenv(SWITCH, raising=False)
+    with simulated(Gpu(square(60, 300, period_s=0.05), period_s=0.02), virtual=False) as sim:
+        for name, value in sim.child_env(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        sink = MemorySink()
+        tracker = green_torch.track(intensity=100, sinks=[sink], log_every_n_steps=1)
+        (meter,) = (watch._meter for watch in tracker._sampler._watches if watch.name == "gpu0")
+        assert isinstance(meter, ChildMeter)
+        with tracker:
+            assert until(lambda: meter.apart)
+            for _ in range(5):
+                end = time.monotonic() + 0.1
+                until(lambda end=end: time.monotonic() > end)
+                tracker.step()
+            pid = meter.pid
+        for record in sink.records:
+            (energy,) = (domain for domain in record.domains if domain.name == "gpu0")
+            assert energy.energy_lo_j <= sim.truth_j(0, record.start_ns, record.end_ns) <= energy.energy_hi_j
+    assert until(lambda: gone(pid))
