@@ -371,13 +371,18 @@ def test_bounds_share_the_unit_of_the_value(value: float | None, lo: float | Non
 def test_a_summary_prints_its_phases_and_what_it_rests_on() -> None:
     """The page of one run: means per step with bounds, the phases, and the run's totals."""
     clock = testing.ScriptedClock()
-    with track(clock=clock, meters=[testing.ScriptedMeter(clock, {"gpu0": 300.0})], intensity=100, run_name="a run") as tracker:
-        for _ in range(4):
-            clock.advance(2.0)
-            tracker.step(tokens=100)
-        with tracker.phase("eval"):
-            clock.advance(1.0)
-    text = printed(100, lambda out: console.print_summary(tracker.summary(), out))
+    meters = [testing.ScriptedMeter(clock, {"gpu0": 300.0})]
+
+    def run(out: Console) -> None:
+        sinks = [console.ConsoleSink(out)]
+        with track(clock=clock, meters=meters, intensity=100, run_name="a run", sinks=sinks) as tracker:
+            for _ in range(4):
+                clock.advance(2.0)
+                tracker.step(tokens=100)
+            with tracker.phase("eval"):
+                clock.advance(1.0)
+
+    text = printed(100, run)
     assert "a run: completed, 4 typical steps, resolved through step 3" in text
     assert "600 J (" in text
     assert "gpu0: counted by the hardware" in text

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from green_torch.experiment import project
-from green_torch.records import Method
+from green_torch.records import Method, RunSummary
 from green_torch.units import grams, kwh, kwh_to_joules, si
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from green_torch.experiment import Comparison, Projection, Range, Saving, VariantResult
-    from green_torch.records import DevicePeak, Domain, IntensityPoint, RunSummary
+    from green_torch.records import DevicePeak, Domain, IntensityPoint, Item
     from green_torch.statistics import Difference
 
 HOW_KNOWN = {
@@ -43,6 +43,21 @@ def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     console = console or Console()
     for part in summary_parts(summary):
         console.print(part)
+
+
+class ConsoleSink:
+    """Prints the summary as tables when a run ends: ``track(sinks=[ConsoleSink()])``."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+
+    def write(self, item: Item) -> None:
+        """Prints a summary; takes records in silence."""
+        if isinstance(item, RunSummary):
+            print_summary(item, self._console)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def summary_parts(summary: RunSummary) -> Iterator[RenderableType]:
