@@ -241,7 +241,7 @@ class Pace:
             remaining_ns = opens_ns - end_ns
             ahead_ns = 5 * self._fine_ns if period_ns > 5 * self._coarse_ns else 0
             quiet_ns = remaining_ns - ahead_ns if remaining_ns > ahead_ns else remaining_ns
-            return int(min(quiet_ns, max(2 * self._coarse_ns, period_ns / 4)))
+            return int(min(quiet_ns, max(2 * self._coarse_ns, period_ns / 2)))
         if 0 < closes_ns - end_ns < _CLOSE * self._fine_ns:
             return int(closes_ns) - end_ns
         return self._fine_ns if end_ns < closes_ns + 5 * self._fine_ns else self._coarse_ns
