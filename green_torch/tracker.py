@@ -117,7 +117,6 @@ class Tracker:
         self._waiting: deque[Span] = deque()  # spans whose boundaries the device has not reached
         self._halts: list[Callable[[], None]] = []
         self._summary: RunSummary | None = None
-        self._device: torch.device | None = None
         self._dtype: str | None = None
         self._peaks: dict[str, DevicePeak] = {}
         self._given: FlopCount | None = None

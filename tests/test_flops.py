@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from green_torch.errors import ArgumentError, CountingError
 from green_torch.flops import COUNTS_COMPILED, LiveCounter, count_flops
 from green_torch.flops.formulas import FORMULAS, attention, computes, formula_of
-from green_torch.flops.once import on_meta
+from green_torch.flops.once import meta_tally
 
 GPT2_124M_AT_8_BY_1024 = 7_001_333_563_392
 
@@ -103,7 +103,7 @@ def test_gpt2_is_exact_where_attention_is_fused():
     """A fused backward computes the scores once more: hardware FLOPs rise by a fifth of attention's, model FLOPs stay."""
     with torch.device("meta"):
         model, tokens = GPT(), torch.empty(8, 1024, dtype=torch.long)
-    count = on_meta(model, (tokens,), {}, attention="full", device="cpu", autocast=None, fused=True)
+    count = meta_tally(model, (tokens,), {}, attention="full", device="cpu", autocast=None, fused=True).count()
     assert count.model_flops == GPT2_124M_AT_8_BY_1024
     scores = 2 * 12 * 8 * 12 * 1024 * 1024 * 64
     assert count.recompute_flops == scores

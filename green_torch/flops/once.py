@@ -81,23 +81,6 @@ def tally_of(
     return tally
 
 
-def on_meta(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    attention: Attention,
-    device: str,
-    autocast: torch.dtype | None,
-    fused: bool,
-    backward: bool = True,
-) -> FlopCount:
-    """FLOPs of a step on a meta copy of the model; see :func:`meta_tally`."""
-    return meta_tally(
-        model, args, kwargs, attention=attention, device=device, autocast=autocast, fused=fused, backward=backward
-    ).count()
-
-
 def meta_tally(
     model: nn.Module,
     args: tuple[Any, ...],

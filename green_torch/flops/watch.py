@@ -15,7 +15,7 @@ from torch import nn
 
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.flops.counter import COUNTS_COMPILED, Attention, LiveCounter, sweep
-from green_torch.flops.once import autocast_dtype, device_of, hidden, on_meta
+from green_torch.flops.once import autocast_dtype, device_of, hidden, meta_tally
 from green_torch.flops.replica import converted, tensors_in, to_meta, where_to_watch
 from green_torch.records import Flag, FlopCount
 
@@ -272,7 +272,7 @@ class StepFlops:
         assert self._model is not None
         assert sketch.inputs is not None
         try:
-            count = on_meta(
+            count = meta_tally(
                 self._model,
                 *sketch.inputs,
                 attention=self._attention,
@@ -280,7 +280,7 @@ class StepFlops:
                 autocast=sketch.autocast,
                 fused=True,
                 backward=sketch.backward,
-            )
+            ).count()
         except Exception as error:
             self._unknown(error)
             return None
