@@ -29,10 +29,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import green_torch
 from green_torch.calibration import calibrate_gpus
-from green_torch.clock import DeviceMarker, HostMarker
+from green_torch.clock import Boundaries
 from green_torch.experiment import compare
 from green_torch.flops import LiveCounter
 from green_torch.meters.nvml import NvmlMeter, open_meters
+from green_torch.records import Instant
 from green_torch.testing import MemorySink
 from green_torch.units import ns_to_s
 
@@ -182,14 +183,8 @@ def synchronisations(device: str, run: Callable[[], object]) -> int:
 
 def boundaries(*, dry: bool) -> Part:
     """Where boundaries are put, against the host's time just after a synchronisation: near runs, and with the host 20 steps ahead."""
-    if dry:
-        marker: HostMarker | DeviceMarker = HostMarker(time.monotonic_ns)
-        a = torch.randn(64, 64)
-    else:
-        from green_torch.clock.cuda import CudaEvents
-
-        marker = DeviceMarker(CudaEvents(), time.monotonic_ns)
-        a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+    marker = Boundaries(time.monotonic_ns, lambda text, **_: print(text), may_use_device=not dry)
+    a = torch.randn(64, 64) if dry else torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
     out = torch.empty_like(a)
     rows, result, passed = [], {}, True
     for ahead in (1, 20):
@@ -205,7 +200,8 @@ def boundaries(*, dry: bool) -> Part:
             if not dry:
                 torch.cuda.synchronize()
             seen_ns = time.monotonic_ns()
-            instants = [marker.resolve(mark) for mark in marks]
+            marker.advance()
+            instants = [marker.resolve(Instant.exact(mark)) for mark in marks]
             assert all(instant is not None for instant in instants), "a boundary that the device has passed is not resolved"
             late_us.append((seen_ns - instants[-1].at_ns) / 1e3)
             widths_us += [(instant.hi_ns - instant.lo_ns) / 1e3 for instant in instants]

@@ -8,6 +8,7 @@
     ├── UsageError (RuntimeError)       a call in the wrong place: step() outside the context, a nested track()
     ├── MeterError                      a meter can't be opened or read
     ├── CountingError                   a model's FLOPs can't be counted
+    ├── IntensityError                  a grid's carbon intensity can't be had
     └── LedgerError                     a run directory can't be read
 
     GreenTorchWarning (UserWarning)     said once per cause, while training goes on
@@ -40,6 +41,18 @@ class MeterError(GreenTorchError):
 
 class CountingError(GreenTorchError):
     """The FLOPs of this model can't be counted; the message says which operation stands in the way."""
+
+
+class IntensityError(GreenTorchError):
+    """A grid's carbon intensity can't be had; the message says why and what mends it, and never holds a credential.
+
+    ``final``: asking again in this run won't help. ``retry_after_s``: how long the server wants to be left alone.
+    """
+
+    def __init__(self, message: str, *, final: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.final = final
+        self.retry_after_s = retry_after_s
 
 
 class LedgerError(GreenTorchError):

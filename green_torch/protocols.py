@@ -65,6 +65,24 @@ class IntensityProvider(Protocol):
         ...
 
 
+class Forecaster(Protocol):
+    """A grid's intensity over a stretch of time; network providers and traces have both, constants neither.
+
+    Points come in order of their ``time_unix_ns``, and each holds until the next one. The first is in force at ``start_unix_ns``
+    where the provider reaches back so far; the last may end before ``end_unix_ns`` where it does not reach further. Times are
+    Unix nanoseconds. Both may do network and block for as long as its timeouts allow; both raise
+    :class:`~green_torch.errors.IntensityError` where there is nothing at all.
+    """
+
+    def forecast(self, start_unix_ns: int, end_unix_ns: int) -> tuple[IntensityPoint, ...]:
+        """What is expected; each point is marked as estimated."""
+        ...
+
+    def history(self, start_unix_ns: int, end_unix_ns: int) -> tuple[IntensityPoint, ...]:
+        """What was."""
+        ...
+
+
 class Sink(Protocol):
     """One destination: takes the manifest, then records (and the manifest again when more is known), then the summary."""
 

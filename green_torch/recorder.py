@@ -10,7 +10,7 @@ import math
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from green_torch import footprint
 from green_torch.calibration import near_commensurate
@@ -22,7 +22,9 @@ from green_torch.records import (
     Instant,
     IntensityPoint,
     Manifest,
+    PerStep,
     Phase,
+    RankTotals,
     RunSummary,
     RunTotals,
     StepRecord,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from green_torch.protocols import Clock, IntensityProvider, Sink
-    from green_torch.records import Item
+    from green_torch.records import Item, JobTotals
     from green_torch.sampler import Sampler
     from green_torch.steps import Span
     from green_torch.timeline import Level
@@ -65,7 +67,7 @@ class Baseline:
 class Recorder:
     """The stage between spans and sinks; owns the run's totals.
 
-    ``unread_since_ns`` tells from when on levels may still be asked for that were not yet: older readings can be forgotten.
+    ``job_of``, in a job of several ranks, turns this rank's totals into all ranks' (on rank zero; elsewhere ``None``).
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Recorder:
         warn: Callable[..., None],
         baseline: Baseline | None = None,
         part_time_s: Mapping[str, float] | None = None,
-        unread_since_ns: Callable[[], float] | None = None,
+        job_of: Callable[..., JobTotals | None] | None = None,
     ) -> None:
         self.manifest = manifest
         self._clock = clock
@@ -89,7 +91,8 @@ class Recorder:
         self._warn = warn
         self._baseline = baseline
         self._part_time_s = dict(part_time_s or {})  # update period of each counter known to see only part of the power
-        self._unread_since_ns = unread_since_ns
+        self._job_of = job_of
+        self._per_step: PerStep | None = None  # of the last train record
         self._outlets: list[Outlet] = []
         self._queue: deque[Span] = deque()
         self._work = threading.Lock()  # one drain at a time
@@ -97,11 +100,13 @@ class Recorder:
         self._levels: dict[str, dict[int, Level]] = {}  # domain -> instant -> level given out
         self._totals = Totals(sampler.timelines)
         self._point: IntensityPoint | None = manifest.intensity
+        self._point_unix_ns = 0
         self._resolved_through: int | None = None
         self._manifest_due = False
 
     def open(self, sinks: list[Sink]) -> None:
         """Lends the sinks and gives each the manifest."""
+        self._manifest_due = False
         self._outlets = [Outlet(sink, self._clock, self._warn) for sink in sinks]
         self._hand_out(self.manifest)
 
@@ -115,26 +120,30 @@ class Recorder:
                     return
         queue.append(span)
 
-    def restate(self, manifest: Manifest) -> None:
-        """More is known about the run; the sinks get it before the next record (training thread)."""
-        self.manifest = manifest
+    def restate(self, **known: Any) -> None:
+        """More is known about the run (fields of the manifest, by name); the sinks get it before the next record."""
+        with self._short:
+            self.manifest = replace(self.manifest, **known)
         self._manifest_due = True
+
+    @property
+    def grid(self) -> tuple[IntensityPoint | None, int]:
+        """The grid's intensity as it was last known, and the Unix time (ns) that it was asked for."""
+        return self._point, self._point_unix_ns
 
     @property
     def pending(self) -> int:
         """Spans not yet resolved."""
         return len(self._queue)
 
-    def tick(self) -> None:
-        """Resolves what can be resolved now, and lets old readings go."""
+    def tick(self, unread_since_ns: float) -> None:
+        """Resolves what can be resolved now, and lets old readings go: levels from ``unread_since_ns`` on may yet be asked for."""
         if not self._work.acquire(blocking=False):
             return
         try:
             self._drain()
-            if not self._queue and self._unread_since_ns is not None:
-                unread_ns = min(self._unread_since_ns(), self._clock.now_ns() - s_to_ns(PATIENCE_S))
-                if not self._queue:  # nothing came in meanwhile
-                    self._sampler.forget(unread_ns)
+            if not self._queue:
+                self._sampler.forget(min(unread_since_ns, self._clock.now_ns() - s_to_ns(PATIENCE_S)))
         finally:
             self._work.release()
 
@@ -156,8 +165,8 @@ class Recorder:
         while not all(outlet.idle for outlet in self._outlets) and self._clock.now_ns() < deadline_ns:
             self._clock.sleep(0.005)
 
-    def finish(self, status: str, warnings: Callable[[], tuple[str, ...]], deadline_ns: int) -> RunSummary:
-        """Resolves the rest, settled or not, and closes the sinks with the summary; waits for them no longer than to the deadline."""
+    def conclude(self, deadline_ns: int) -> None:
+        """Resolves the rest, settled or not."""
         if self._work.acquire(timeout=max(0.1, ns_to_s(deadline_ns - self._clock.now_ns()))):
             try:
                 self._drain(patient=False)
@@ -165,6 +174,9 @@ class Recorder:
                 self._work.release()
         else:
             self._warn("the last records could not be resolved: the grid's intensity provider has not answered")
+
+    def finish(self, status: str, warnings: Callable[[], tuple[str, ...]], deadline_ns: int) -> RunSummary:
+        """Closes the sinks with the summary; waits for them no longer than to the deadline."""
         self._hand_out(self._summary(status, warnings()))
         for outlet in self._outlets:
             outlet.close()
@@ -329,38 +341,101 @@ class Recorder:
             totals = self._totals.build()
         self._forget_levels(span)
         total_g, savings_g = self._projections(totals)
-        return replace(record, totals=totals, projected_total_g=total_g, projected_savings_g=savings_g)
+        record = replace(record, totals=totals, projected_total_g=total_g, projected_savings_g=savings_g)
+        if self._job_of is None:
+            return record
+        if phase is Phase.TRAIN:
+            self._per_step = record.mean_step()
+        return replace(record, job=self._job_of(self.own_totals()))
+
+    def own_totals(self, status: str = "running") -> RankTotals:
+        """What this rank tells the others of itself."""
+        with self._short:
+            totals, typical, last_step = self._totals.build(), self._totals.means(), self._totals.typical.last_step
+        manifest, train = self.manifest, totals.phase(Phase.TRAIN)
+        total_g, savings_g = self._projections(totals)
+        return RankTotals(
+            rank=manifest.rank,
+            node=manifest.job.get("node", ""),
+            status=status,
+            last_step=last_step,
+            energy_j=totals.energy_j,
+            energy_lo_j=totals.energy_lo_j,
+            energy_hi_j=totals.energy_hi_j,
+            facility_energy_j=totals.facility_energy_j,
+            operational_g=totals.operational_g,
+            embodied_g=totals.embodied_g,
+            emissions_g=totals.emissions_g,
+            samples=train.samples,
+            tokens=train.tokens,
+            model_flops=train.model_flops,
+            hardware_flops=train.hardware_flops,
+            projected_total_g=total_g,
+            projected_savings_g=savings_g,
+            carried_energy_j=manifest.carried_energy_j,
+            carried_emissions_g=manifest.carried_emissions_g,
+            step_time_s=typical.step_time_s,
+            peak_flop_per_s=typical.peak_flop_per_s,
+            mfu=typical.mfu,
+            hfu=typical.hfu,
+            per_step=self._per_step,
+        )
 
     def _grid(self, time_unix_ns: int, flags: set[str]) -> IntensityPoint | None:
-        """The grid's intensity then; where the provider fails, the last known one, flagged."""
+        """The grid's intensity then; where the provider fails or changes its kind, the last known one, flagged.
+
+        One kind (lifecycle or direct, average or marginal) throughout, so that the run's grams add up.
+        """
         try:
             point = self._intensity.at(time_unix_ns)
             if not isinstance(point, IntensityPoint) or not 0 <= point.g_per_kwh < math.inf:
                 raise ValueError(f"it answered {point!r:.200}, which is no IntensityPoint with a finite figure")  # noqa: TRY301
-            self._point = point
+            if self._point is not None and point.kind != self._point.kind:
+                raise ValueError(f"it went from {self._point.kind} to {point.kind}, which don't add up")  # noqa: TRY301
+            self._state(point)
+            self._point, self._point_unix_ns = point, time_unix_ns
         except Exception as error:  # a provider may be anybody's code, or the network: rule 9
-            self._warn(f"grid intensity can't be had ({error}): the last known value stands in, flagged", key="grid")
+            instead = "emissions are unknown until it answers" if self._point is None else "the last known value stands in"
+            self._warn(f"grid intensity can't be had ({error}): {instead}, flagged", key=f"grid {instead}")
             if self._point is not None:
                 self._point = replace(self._point, fallback=True)
-        if self._point is not None and self._point.fallback:
+        if self._point is None or self._point.fallback:
             flags.add(Flag.INTENSITY_FALLBACK)
         return self._point
 
+    def _state(self, point: IntensityPoint) -> None:
+        """Warns of a figure that stands in for another, and puts the first one of a provider into the manifest."""
+        if point.fallback:
+            self._warn(f"grid intensity: {point.source}. Its records are flagged {Flag.INTENSITY_FALLBACK}")
+        stated = self.manifest.intensity
+        if stated is None or (stated.fallback and not point.fallback):
+            self.restate(intensity=point)
+
     def _projections(self, totals: RunTotals) -> tuple[float | None, float | None]:
         """The planned run's emissions and what it saves against the baseline, in grams; from what typical steps cost."""
-        planned, typical = self.manifest.planned_steps, self._totals.typical
-        per_step_g = typical.emissions_per_step_g
+        manifest, typical = self.manifest, self._totals.typical
+        planned, per_step_g = manifest.planned_steps, typical.emissions_per_step_g
         if planned is None or totals.emissions_g is None or per_step_g is None:
             return None, None
-        train, setup = totals.phase(Phase.TRAIN), totals.phase(Phase.SETUP)
-        around_g = totals.emissions_g - (train.emissions_g or 0.0) - (setup.emissions_g or 0.0)
-        total_g = footprint.projected_total(totals.emissions_g, per_step_g, around_g, train.n_steps, planned)
+        total_g = self._projected(totals, totals.emissions_g, manifest.carried_emissions_g, per_step_g, "emissions_g")
         own = typical.per_unit(self._baseline.unit) if self._baseline else None
         if self._baseline is None or self._point is None or own is None:
             return total_g, None
         energy_per_unit_j, units_per_step = own
         saved_j = footprint.saving(self._baseline.energy_per_unit_j, energy_per_unit_j, units_per_step * planned)
         return total_g, footprint.operational_g(saved_j, self.manifest.pue, self._point.g_per_kwh)
+
+    def _projected(
+        self, totals: RunTotals, so_far: float | None, carried: float | None, per_step: float | None, name: str
+    ) -> float | None:
+        """The planned run's total of one quantity; of a resumed run, with what its earlier segments used, where that is known."""
+        manifest, train = self.manifest, totals.phase(Phase.TRAIN)
+        resumed = manifest.resumed_from_step is not None
+        if manifest.planned_steps is None or so_far is None or per_step is None or (resumed and carried is None):
+            return None
+        around = so_far - sum(getattr(totals.phase(phase), name) or 0.0 for phase in (Phase.TRAIN, Phase.SETUP))
+        left = manifest.planned_steps - (manifest.resumed_from_step + 1 if manifest.resumed_from_step is not None else 0)
+        return footprint.projected_total(so_far + (carried or 0.0), per_step, around, train.n_steps, left)
 
     def _summary(self, status: str, warnings: tuple[str, ...]) -> RunSummary:
         with self._short:
@@ -370,6 +445,8 @@ class Recorder:
         if price is not None and totals.facility_energy_j is not None:
             cost = joules_to_kwh(totals.facility_energy_j) * price
         total_g, savings_g = self._projections(totals)
+        carried_j = self.manifest.carried_energy_j
+        total_s = self._projected(totals, totals.duration_s, 0.0, typical.step_time_s, "duration_s")
         return replace(
             typical,
             manifest=self.manifest,
@@ -379,7 +456,10 @@ class Recorder:
             cost=cost,
             projected_total_g=total_g,
             projected_savings_g=savings_g,
+            projected_energy_j=self._projected(totals, totals.energy_j, carried_j, typical.energy_per_step_j, "energy_j"),
+            time_left_s=None if total_s is None else max(0.0, total_s - totals.duration_s),
             warnings=warnings,
+            job=self._job_of(self.own_totals(status), ended=True) if self._job_of is not None else None,
         )
 
     def _hand_out(self, item: Item) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeVar, final
 
-from green_torch.units import grams, kwh, si
+from green_torch.units import grams, hours, kwh, si
 
 SCHEMA_VERSION = 1
 
@@ -129,6 +129,11 @@ class IntensityPoint:
     year: int | None = None
     time_unix_ns: int | None = None
     fallback: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Basis and average or marginal, in words; grams of different kinds are never summed or compared."""
+        return f"{self.basis}, {'average' if self.average else 'marginal'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,13 +269,100 @@ class RunTotals:
         return sum(domain.energy_j for domain in self.domains if domain.method is method) / total
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerStep:
+    """What a train step takes just now, by the last record: of one rank, or as sums over ranks. ``mfu`` and ``hfu`` are fractions."""
+
+    duration_s: float | None = None  # of one rank alone
+    energy_j: float | None = None
+    emissions_g: float | None = None
+    samples: float | None = None
+    tokens: float | None = None
+    power_w: float | None = None
+    peak_flop_per_s: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sums:
+    """What adds up over ranks: the segment so far, the train phase's work, and what is projected and carried."""
+
+    energy_j: float | None = None
+    energy_lo_j: float | None = None
+    energy_hi_j: float | None = None
+    facility_energy_j: float | None = None
+    operational_g: float | None = None
+    embodied_g: float | None = None
+    emissions_g: float | None = None
+    samples: int | None = None
+    tokens: int | None = None
+    model_flops: float | None = None
+    hardware_flops: float | None = None
+    projected_total_g: float | None = None
+    projected_savings_g: float | None = None
+    carried_energy_j: float | None = None
+    carried_emissions_g: float | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankTotals(Sums):
+    """What one rank tells the others of itself. ``status`` is "running" until its run has ended; the means are over typical steps."""
+
+    rank: int
+    node: str = ""
+    status: str = "running"
+    last_step: int | None = None
+    step_time_s: float | None = None
+    peak_flop_per_s: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
+    per_step: PerStep | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A figure over the ranks, and the ranks at both ends."""
+
+    min: float
+    median: float
+    max: float
+    min_rank: int
+    max_rank: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobTotals(Sums):
+    """All ranks together, as rank zero knows them: sums over those that report, each as of its last word.
+
+    ``mfu`` and ``hfu`` are FLOPs over the sum of the peaks. ``silent`` ranks never reported, and nothing of them is in the sums;
+    ``oldest_age_s`` is the age of the oldest word of a rank whose run has not ended (``oldest_rank``): long where it died.
+    ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds.
+    """
+
+    world_size: int
+    reporting: int
+    ended: int
+    silent: tuple[int, ...] = ()
+    oldest_rank: int | None = None
+    oldest_age_s: float = 0.0
+    peak_flop_per_s: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
+    rank_energy_j: Spread | None = None
+    rank_step_time_s: Spread | None = None
+    per_step: PerStep | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """``n_steps`` >= 1 consecutive steps of one phase (outside train: one occurrence of the phase).
 
     Energy, time, work and FLOPs are sums over them; ``power_w``, ``mfu`` and ``hfu`` are means. ``step`` is the last of them, on the
     step axis of the user's own loss. ``energy_j`` is IT energy; ``facility_energy_j`` is that times PUE. ``mfu`` and ``hfu`` are
-    fractions. ``totals`` is the run so far, this record included.
+    fractions. ``totals`` is this rank's segment so far, this record included; ``job``, on rank zero of several, all ranks'.
     """
 
     step: int
@@ -304,10 +396,25 @@ class StepRecord:
     totals: RunTotals
     projected_total_g: float | None = None
     projected_savings_g: float | None = None
+    job: JobTotals | None = None
 
     def per_step(self, value: float | None) -> float | None:
         """``value / n_steps``, or ``None``."""
         return None if value is None else value / self.n_steps
+
+    def mean_step(self) -> PerStep:
+        """The record divided by its steps."""
+        return PerStep(
+            duration_s=self.per_step(self.duration_s),
+            energy_j=self.per_step(self.energy_j),
+            emissions_g=self.per_step(self.emissions_g),
+            samples=self.per_step(self.samples),
+            tokens=self.per_step(self.tokens),
+            power_w=self.power_w,
+            peak_flop_per_s=self.peak_flop_per_s,
+            mfu=self.mfu,
+            hfu=self.hfu,
+        )
 
     def flagged(self, flag: Flag) -> bool:
         """Whether the flag stands here, for any domain."""
@@ -319,18 +426,35 @@ class Embodied:
     """Manufacturing footprint of the devices in use, and how it is shared out over time.
 
     A run is charged ``manufacturing_kg x time / (lifetime_years x expected_utilization)`` (GSF SCI's M, with the idle share of
-    the device's life spread over its use).
+    the device's life spread over its use). ``manufacturing_lo_kg`` and ``manufacturing_hi_kg`` are the least and most that is
+    published for it, ``None`` where no spread is known.
     """
 
     manufacturing_kg: float
     source: str
     lifetime_years: float = 4.0
     expected_utilization: float = 1.0
+    manufacturing_lo_kg: float | None = None
+    manufacturing_hi_kg: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the numbers of a run mean: written first, and again when more is known (the last one counts)."""
+    """What the numbers of a run mean: written first, and again when more is known (the last one counts).
+
+    A run has segments, one for each start of its process; they share ``run_id``, and ``started_unix_ns`` orders them. ``segment`` is
+    one more than that of the segment which saved the checkpoint, or than the last one in the directory, whichever is later (two that
+    were started in different directories from one checkpoint may bear the same number). Where a segment went on from a checkpoint,
+    ``resumed_from_step`` is the checkpoint's step (-1: it was saved before the first) and ``previous_segment`` the one that saved it:
+    every record of an earlier segment of this rank with a later step was done again. Both ``None`` where no checkpoint was told of,
+    as in a new run or a requeued job: then nothing is known to have been done again.
+
+    ``carried_energy_j`` and ``carried_emissions_g`` are what this rank's earlier segments used, as far as their files were found (on
+    rank zero also those of ranks that are no more): all of it, wasted work included. They are no part of any record's ``totals``,
+    which are the segment's own. ``job`` names the job that the run is part of and the node it is on, as its scheduler does
+    (``scheduler``, ``job_id``, ``array_job_id``, ``array_task_id``, ``node_list``, ``node``, ``restart_count``, ``elastic_run_id``,
+    ``elastic_restart_count``), where it tells.
+    """
 
     run_id: str
     run_name: str
@@ -354,6 +478,11 @@ class Manifest:
     label: str = ""
     baseline: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    resumed_from_step: int | None = None
+    previous_segment: int | None = None
+    carried_energy_j: float | None = None
+    carried_emissions_g: float | None = None
+    job: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -388,8 +517,13 @@ class RunSummary:
     cost: float | None = None
     projected_total_g: float | None = None
     projected_savings_g: float | None = None
+    projected_energy_j: float | None = None
+    time_left_s: float | None = (
+        None  # until the planned steps are done, by what typical steps and what goes on around them take
+    )
     flags: Mapping[str, int] = field(default_factory=dict)  # flag -> records that carry it
     warnings: tuple[str, ...] = ()
+    job: JobTotals | None = None
 
     def __str__(self) -> str:
         """The summary as text: every number with its unit, how it is known, and its bounds where it has any."""
@@ -400,10 +534,12 @@ class RunSummary:
         manifest = self.manifest
         return [
             ("run", f"{manifest.label or manifest.run_name} ({self.status})"),
+            *self._segment_lines(),
             ("steps", f"{self.n_steps} measured, {self.n_steps_excluded} excluded (FLOPs were counted in them)"),
             *self._energy_lines(),
             *self._efficiency_lines(),
             *self._carbon_lines(),
+            *self._job_lines(),
             *(("missing", reason) for reason in manifest.missing),
             *(
                 ("missing", f"{flag.partition(':')[2]} in {count} records, which it could not be read for")
@@ -412,6 +548,15 @@ class RunSummary:
             ),
             *(("warning", warning) for warning in self.warnings),
         ]
+
+    def _segment_lines(self) -> Iterator[tuple[str, str]]:
+        """Where this segment goes on from, and what is in no sum below."""
+        manifest = self.manifest
+        if manifest.resumed_from_step is None and manifest.carried_energy_j is None:
+            return
+        after = "" if manifest.resumed_from_step is None else f" after step {manifest.resumed_from_step}"
+        used = f"{kwh(manifest.carried_energy_j)} and {grams(manifest.carried_emissions_g)}"
+        yield "segment", f"{manifest.segment}, goes on{after}; earlier segments used {used}, which is not in what follows"
 
     def _energy_lines(self) -> Iterator[tuple[str, str]]:
         totals = self.totals
@@ -438,16 +583,53 @@ class RunSummary:
 
     def _carbon_lines(self) -> Iterator[tuple[str, str]]:
         manifest, totals, grid = self.manifest, self.totals, self.manifest.intensity
-        where = f"{grid.g_per_kwh:.0f} gCO2e/kWh, {grid.region}, {grid.source}" if grid else "by the intensity provider"
+        where = "by the intensity provider"
+        if grid is not None:
+            value = f"{grid.g_per_kwh:.0f} gCO2e/kWh" if grid.time_unix_ns is None else "each record at its time's figure"
+            where = f"{value}, {grid.region}, {grid.kind}, {grid.source}"
         yield "emissions", f"{grams(totals.emissions_g)} ({where}; PUE {manifest.pue:g}, {manifest.pue_source})"
         if manifest.embodied is not None:
             yield "  embodied", f"{grams(totals.embodied_g)} of it ({manifest.embodied.source})"
         if self.projected_total_g is not None:
-            yield "projected", f"{grams(self.projected_total_g)} for {manifest.planned_steps} steps"
+            energy = "" if self.projected_energy_j is None else f" and {kwh(self.projected_energy_j)}"
+            left = f", {hours(self.time_left_s)} left" if self.status == "running" and self.time_left_s is not None else ""
+            yield "projected", f"{grams(self.projected_total_g)}{energy} for {manifest.planned_steps} steps{left}"
         if self.projected_savings_g is not None:
             yield "  saving", f"{grams(self.projected_savings_g)} against {manifest.baseline}"
         if self.cost is not None:
             yield "cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
+
+    def _job_lines(self) -> Iterator[tuple[str, str]]:
+        """All ranks together, and who lags or draws most; on rank zero of several."""
+        job = self.job
+        if job is None:
+            return
+        silent = f"; nothing was heard of {_named(job.silent)}" if job.silent else ""
+        age = (
+            "" if job.oldest_rank is None else f"; rank {job.oldest_rank} last told its totals {si(job.oldest_age_s, 's')} ago"
+        )
+        yield "all ranks", f"{job.reporting} of {job.world_size} report{silent}{age}; what stands above is rank 0's"
+        yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}"
+        yield "  emissions", grams(job.emissions_g)
+        if job.mfu is not None:
+            hfu = "unknown" if job.hfu is None else f"{job.hfu:.1%}"
+            yield "  MFU", f"{job.mfu:.1%}, HFU {hfu} of {si(job.peak_flop_per_s, 'FLOP/s')} (the peaks' sum)"
+        if job.projected_total_g is not None:
+            yield "  projected", grams(job.projected_total_g)
+        for name, spread, text in (
+            ("  per rank", job.rank_energy_j, kwh),
+            ("  step time", job.rank_step_time_s, lambda value: si(value, "s")),
+        ):
+            if spread is not None:
+                yield (
+                    name,
+                    f"{text(spread.min)} (rank {spread.min_rank}), median {text(spread.median)}, {text(spread.max)} (rank {spread.max_rank})",
+                )
+
+
+def _named(ranks: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}{', ...' if len(ranks) > 8 else ''}"
 
 
 def _between(lo: float | None, hi: float | None, text: Callable[[float], str]) -> str:

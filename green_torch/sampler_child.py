@@ -284,12 +284,11 @@ def _watch(place: int, uuid: str, name: str, poll_interval_s: float) -> None:
     pace, last, told_ns = Pace(poll_interval_s), (0, 0, math.nan), 0
     while True:
         try:
-            reading = meter.read()
+            new = meter.look()
         except MeterError:
             _write(_RECORD.pack(place, 0, 0, math.nan))
             time.sleep(_RETRY_S)
             continue
-        new = (reading.begin_ns, reading.end_ns, reading.energy_j[name])
         first = math.isnan(last[2])
         changed = not first and new[2] != last[2]
         if changed:

@@ -202,6 +202,10 @@ class StepBuilder:
         """The last step that ended; -1 before the first."""
         return self._last_step
 
+    def resume(self, step: int) -> None:
+        """Goes on after this step, done by an earlier segment; before the first step here."""
+        self._last_step = step
+
     @property
     def unread_since_ns(self) -> float:
         """From where on instants may become ends of spans without having been one already; infinity while a phase is open."""

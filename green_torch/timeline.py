@@ -42,6 +42,7 @@ _KEPT = 32  # knots kept before the oldest instant still needed: the last power 
 _STRETCHES = 32  # separate stretches of time that a sum keeps apart
 _TRIM_AT = 128  # knots after which trimming is worth its cost
 _GAPS = 16  # gaps between updates that a counter's period is taken from
+_REVIEW = 8  # updates between two looks at the medians, once there are many
 _FEW_GAPS = 5  # so few tell no period
 _TELLING = 0.7  # brackets wider than this share of the period hide its multiples
 _TIMER_NS = 3e4  # no counter keeps time better
@@ -273,7 +274,7 @@ class Rhythm:
     it, never bounds.
     """
 
-    __slots__ = ("_at_ns", "_gaps", "_noise", "_variance", "_widths", "period_ns")
+    __slots__ = ("_at_ns", "_gaps", "_noise", "_seen", "_telling", "_variance", "_widths", "period_ns")
 
     def __init__(self) -> None:
         self._gaps: deque[float] = deque(maxlen=_GAPS)
@@ -281,6 +282,8 @@ class Rhythm:
         self._at_ns: float | None = None
         self.period_ns: float | None = None
         self._variance = self._noise = 0.0  # of the last instant, and what a period adds to it, in ns squared
+        self._seen = 0  # updates placed
+        self._telling = False  # the brackets are narrow enough to tell the gaps' multiples
 
     @property
     def sigma_ns(self) -> float:
@@ -293,7 +296,7 @@ class Rhythm:
         self._widths.append(width_ns)
         at_ns, variance, updates = middle_ns, width_ns**2 / 12, 1
         if self._at_ns is not None and self.period_ns:
-            if median(self._widths) < _TELLING * self.period_ns:
+            if self._telling:
                 sigma_ns = self.sigma_ns
                 prior = sigma_ns**2
                 updates = max(1, math.floor((hi_ns + sigma_ns - self._at_ns) / self.period_ns))
@@ -307,12 +310,18 @@ class Rhythm:
                 updates = max(1, round((middle_ns - self._at_ns) / self.period_ns))
         if self._at_ns is not None:
             self._gaps.append((at_ns - self._at_ns) / updates)
-            if len(self._gaps) > _FEW_GAPS:
-                self.period_ns = median(self._gaps)
-                spread_ns = 1.5 * median(abs(gap - self.period_ns) for gap in self._gaps)
-                self._noise = spread_ns**2 + _TIMER_NS**2
+            self._seen += 1
+            if len(self._gaps) > _FEW_GAPS and (self._seen < _GAPS or self._seen % _REVIEW == 0):
+                self._review()
         self._at_ns, self._variance = at_ns, variance
         return at_ns
+
+    def _review(self) -> None:
+        """The medians, which take longer than all the rest and move slowly."""
+        self.period_ns = median(self._gaps)
+        spread_ns = 1.5 * median(abs(gap - self.period_ns) for gap in self._gaps)
+        self._noise = spread_ns**2 + _TIMER_NS**2
+        self._telling = median(self._widths) < _TELLING * self.period_ns
 
 
 class _Shape:

@@ -15,6 +15,7 @@ NS_PER_S = 1_000_000_000
 G_PER_KG = 1000.0
 HOURS_PER_YEAR = 365.25 * 24
 S_PER_HOUR = 3600.0
+G_PER_KWH_PER_LB_PER_MWH = 0.45359237  # the international pound: 453.59237 g in 1000 kWh
 
 
 def joules_to_kwh(energy_j: float) -> float:
@@ -62,6 +63,12 @@ def grams(value_g: float | None, digits: int = 3) -> str:
 def kwh(energy_j: float | None, digits: int = 3) -> str:
     """Joules printed as watt-hours with a prefix: ``kwh(3.6e6) == "1.00 kWh"``."""
     return si(None if energy_j is None else energy_j / S_PER_HOUR, "Wh", digits)
+
+
+def hours(duration_s: float) -> str:
+    """A duration as a clock shows it: ``hours(3723.4) == "1:02:03"``."""
+    minutes, seconds = divmod(round(duration_s), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _digits(value: float, digits: int) -> str:

@@ -7,7 +7,6 @@ import itertools
 import pytest
 
 import green_torch
-from green_torch.clock import DeviceMarker
 from green_torch.errors import GreenTorchWarning
 from green_torch.records import Flag, Phase
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
@@ -48,7 +47,7 @@ def scene():
     sink = MemorySink()
     tracker = green_torch.track(clock=clock, meters=[meter], sinks=[sink], intensity=100.0, log_every_n_steps=1)
     queue = Queue(clock)
-    tracker._marker = DeviceMarker(queue, clock.now_ns, tracker._needed_marks)
+    tracker._boundaries.use(queue)
     return clock, meter, sink, tracker, queue
 
 
@@ -110,7 +109,7 @@ def test_a_record_of_very_many_steps_is_delivered():
         clock=clock, meters=[meter], sinks=[sink], intensity=1.0, log_every_n_steps=6000, poll_interval_s=0.02
     )
     queue = Queue(clock)
-    tracker._marker = DeviceMarker(queue, clock.now_ns, tracker._needed_marks)
+    tracker._boundaries.use(queue)
     with tracker:
         queue.busy(0.003)
         for _ in range(20_000):

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import green_torch
-from green_torch.clock import DeviceMarker
 from green_torch.records import Domain, Method, Phase, Reading
 from green_torch.testing import MemorySink
 
@@ -77,7 +76,7 @@ def tracked(**options):
     torch.cuda.synchronize()
     sink = MemorySink()
     with green_torch.track(meters=[Steady()], sinks=[sink], intensity=100, log_every_n_steps=1, **options) as tracker:
-        assert isinstance(tracker._marker, DeviceMarker)
+        assert tracker._boundaries.on_device
         yield tracker, sink
 
 
@@ -236,6 +235,5 @@ def test_events_are_used_again(training):
             training.step()
             tracker.step()
         tracker.flush()
-        assert (
-            len(tracker._marker._events._free) + len(tracker._marker._pending) < 1200
-        )  # CUDA's queue holds about 1024 launches
+        marker = tracker._boundaries._device
+        assert len(marker._events._free) + len(marker._pending) < 1200  # CUDA's queue holds about 1024 launches

@@ -265,9 +265,16 @@ def test_a_forked_child_may_track_for_itself():
         assert os.waitpid(child, 0)[1] == 0
 
 
+def in_tick(frame) -> bool:
+    """Whether the recorder's tick is on the stack."""
+    while frame is not None and not (frame.f_code.co_name == "tick" and frame.f_code.co_filename.endswith("tracker.py")):
+        frame = frame.f_back
+    return frame is not None
+
+
 def test_an_interruption_anywhere_leaves_a_whole_run():
-    """Ctrl-C at each line that step() and phase() run in our code: the run is closed, written, and counts no joule twice."""
-    ours = ("green_torch/tracker.py", "green_torch/steps.py")
+    """Ctrl-C at each line that step(), phase() and flush() run in our code: the run is closed, written, and counts no joule twice."""
+    ours = ("green_torch/tracker.py", "green_torch/journal.py", "green_torch/steps.py", "green_torch/clock/boundaries.py")
     position = 0
     while True:
         position += 1
@@ -284,10 +291,8 @@ def test_an_interruption_anywhere_leaves_a_whole_run():
             return at_line
 
         def at_call(frame, event, argument):
-            caller = frame.f_back.f_code.co_filename if frame.f_back else ""
-            # The scripted clock runs the recorder on this thread; on a real one Ctrl-C can't strike there.
-            theirs = caller.endswith("recorder.py")
-            return at_line if frame.f_code.co_filename.endswith(ours) and not theirs else None
+            # The scripted clock runs the recorder's tick on this thread; on a real one Ctrl-C can't strike there.
+            return at_line if frame.f_code.co_filename.endswith(ours) and not in_tick(frame) else None
 
         interrupted = False
         try:
@@ -303,6 +308,7 @@ def test_an_interruption_anywhere_leaves_a_whole_run():
                     tracker.step()
                     with tracker.phase("eval"):
                         clock.advance(1.0)
+                    tracker.flush(0.0)
                 finally:
                     sys.settrace(previous)
         except KeyboardInterrupt:

@@ -29,8 +29,23 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"protocols"}),  # they speak of records
     frozenset({"meters", "clock", "flops", "peaks", "intensity", "embodied", "sinks"}),
     frozenset({"timeline"}),  # whose types sampler, steps and recorder speak
-    frozenset({"sampler", "sampler_child", "footprint", "statistics", "steps", "calibration", "totals", "outlet"}),
-    frozenset({"recorder"}),
+    frozenset(
+        {
+            "sampler",
+            "sampler_child",
+            "footprint",
+            "statistics",
+            "steps",
+            "calibration",
+            "totals",
+            "outlet",
+            "surroundings",
+            "warned",
+            "batch",
+        }
+    ),
+    frozenset({"recorder", "journal", "segments", "job", "estimate"}),
+    frozenset({"ranks", "arguments"}),
     frozenset({"tracker"}),
     frozenset({"lightning", "transformers", "experiment", "ledger", "schedule", "testing"}),
     frozenset({"gpt"}),  # a Workload of experiment's
@@ -43,16 +58,19 @@ IMPORTERS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "pynvml": {"meters/nvml.py"},
-    "codecarbon": {"meters/codecarbon.py", "intensity/codecarbon_tables.py"},
-    "pycountry": {"intensity/codecarbon_tables.py"},
-    "lightning": {"lightning.py"},
-    "pytorch_lightning": {"lightning.py"},
+    "codecarbon": {"meters/codecarbon.py", "intensity/codecarbon_tables.py", "cli/report_codecarbon.py"},
+    "pycountry": {"intensity/codecarbon_tables.py", "cli/report_codecarbon.py"},
+    "matplotlib": {"cli/report_plot.py"},
+    "requests": {"intensity/http.py"},
+    "urllib3": {"intensity/http.py"},
+    "lightning": {"lightning"},
+    "pytorch_lightning": {"lightning"},
     "transformers": {"transformers.py"},
-    "tensorboard": {"sinks/tensorboard.py", "tensorboard_plugin"},
+    "tensorboard": {"sinks/tensorboard.py", "tensorboard_plugin", "cli/tensorboard.py"},
     "werkzeug": {"tensorboard_plugin"},
     "zeus": set(),
 }
-PURE = {"units.py", "errors.py", "records.py", "timeline.py", "footprint.py", "statistics.py"}
+PURE = {"units.py", "errors.py", "records.py", "timeline.py", "footprint.py", "statistics.py", "estimate.py"}
 IMPURE = {
     "torch",
     "numpy",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from green_torch.clock.device import DeviceMarker, HostMarker
+from green_torch.clock.boundaries import Boundaries, cuda_in_use
+from green_torch.clock.device import DeviceMarker
 from green_torch.clock.host import HostClock
 
-__all__ = ["DeviceMarker", "HostClock", "HostMarker"]
+__all__ = ["Boundaries", "DeviceMarker", "HostClock", "cuda_in_use"]

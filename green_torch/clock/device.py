@@ -24,7 +24,7 @@ _ANCHOR_RETRY_NS = s_to_ns(0.25)
 _ANCHOR_WIDEST_NS = 300_000  # a wider bracket tells too little and is thrown away
 _RESOLUTION_NS = 500  # of an event's time, by CUDA's documentation
 _DRIFT = 100e-6  # GPU against host clock, at most (10-100 ppm were seen)
-_KEPT = 4096  # resolved boundaries remembered, at least; which older ones are needed still, the tracker knows
+_KEPT = 4096  # resolved boundaries remembered, at least; which older ones are needed still, the journal knows
 
 
 class DeviceEvents(Protocol):
@@ -47,21 +47,6 @@ class DeviceEvents(Protocol):
         ...
 
 
-class HostMarker:
-    """Boundaries pass when the host says so: CPU, MPS, and every device before its first use."""
-
-    def __init__(self, now_ns: Callable[[], int]) -> None:
-        self._now_ns = now_ns
-
-    def mark(self) -> Instant:
-        """Now."""
-        return Instant.exact(self._now_ns())
-
-    def resolve(self, mark: Instant) -> Instant | None:
-        """The mark itself."""
-        return mark
-
-
 @dataclass(slots=True)
 class _Pending:
     host_ns: int
@@ -70,11 +55,10 @@ class _Pending:
 
 
 class DeviceMarker:
-    """Boundaries pass when the device reaches them. Every method belongs to the training thread and none waits."""
+    """Boundaries pass when the device reaches them. No method waits; ``resolve`` and ``prune`` may be called from another thread."""
 
-    def __init__(self, events: DeviceEvents, now_ns: Callable[[], int], needed: Callable[[], set[int]] | None = None) -> None:
+    def __init__(self, events: DeviceEvents, now_ns: Callable[[], int]) -> None:
         self._events = events
-        self._needed = needed or set
         self._keep_at_most = _KEPT
         self._now_ns = now_ns
         self._pending: deque[_Pending] = deque()
@@ -89,25 +73,34 @@ class DeviceMarker:
         self._rate = 0.0  # host ns gained per device ns, from the last two anchors
         self._next_anchor_ns = 0
 
-    def mark(self) -> Instant:
-        """Marks a boundary; the instant returned is provisional, and the key to :meth:`resolve`."""
+    def mark(self) -> int:
+        """Marks a boundary; the host's nanoseconds returned are provisional, and the key to :meth:`resolve`."""
         if self._over:
-            return Instant.exact(max(self._now_ns(), self._last_at_ns))
-        self._advance()
+            return max(self._now_ns(), self._last_at_ns)
+        self.advance()
         self._take_anchor()
         host_ns = self._now_ns()
         if self._pending and host_ns <= self._pending[-1].host_ns:
             host_ns = self._pending[-1].host_ns + 1
         self._pending.append(_Pending(host_ns, self._events.record(aside=False)))
-        return Instant.exact(host_ns)
+        return host_ns
 
-    def resolve(self, mark: Instant) -> Instant | None:
-        """When the boundary passed, or ``None`` while the device has not reached it."""
-        if mark.at_ns < self._first_ns:  # marked on the host, before the device was in use
-            return mark
-        if mark.at_ns not in self._resolved and not self._over:
-            self._advance()
-        return self._resolved.get(mark.at_ns, mark if self._over else None)
+    def resolve(self, key: int) -> Instant | None:
+        """When the boundary passed, or ``None`` while the device was not seen to reach it."""
+        over = self._over  # before the look-up: giving up enters what is left first
+        known = self._resolved.get(key)
+        if known is None and (over or key < self._first_ns):  # marked on the host, after the device was in use or before
+            return Instant.exact(key)
+        return known
+
+    def prune(self, before_ns: int, needed: Callable[[], set[int]]) -> None:
+        """Forgets boundaries marked earlier that are not needed, when many are remembered."""
+        if len(self._resolved) > self._keep_at_most:
+            kept = needed()
+            for key in tuple(self._resolved):
+                if key < before_ns and key not in kept:
+                    del self._resolved[key]
+            self._keep_at_most = _KEPT + len(self._resolved)
 
     def _take_anchor(self) -> None:
         """Ties device time to host time, every few seconds. Looks at most 0.3 ms for an event that an idle stream passes at once."""
@@ -127,7 +120,7 @@ class DeviceMarker:
         self._next_anchor_ns = before_ns + _ANCHOR_EVERY_NS
         self._pending.append(_Pending(before_ns, event, (before_ns, after_ns)))
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Resolves, in order, what the device has passed."""
         while self._pending:
             head = next((pending for pending in self._pending if pending.event is not None), None)
@@ -182,15 +175,9 @@ class DeviceMarker:
             instant = Instant(self._last_at_ns, instant.lo_ns, max(instant.hi_ns, self._last_at_ns))
         self._last_at_ns = instant.at_ns
         self._resolved[key] = instant
-        if len(self._resolved) > self._keep_at_most:
-            needed = self._needed()
-            recent = list(self._resolved)[-_KEPT // 2 :]
-            self._resolved = {key: own for key, own in self._resolved.items() if key in needed or key >= recent[0]}
-            self._keep_at_most = _KEPT + len(needed)
 
     def abandon(self) -> None:
         """Gives up on the device: boundaries that it has not passed lie between their record and now, and later ones are the host's."""
-        self._over = True
         now_ns = self._now_ns()
         left = [pending for pending in (*self._unseen, *self._pending) if pending.bracket is None]
         self._unseen.clear()
@@ -198,3 +185,4 @@ class DeviceMarker:
         for pending in left:
             at_ns = max(pending.host_ns, self._last_at_ns)
             self._keep(pending.host_ns, Instant(at_ns, pending.host_ns, max(now_ns, at_ns)))
+        self._over = True

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     Opened = tuple[Sequence[Meter], Sequence[str]]
 
-__all__ = ["Found", "discover"]
+__all__ = ["ONCE_PER_NODE", "Found", "discover"]
+
+ONCE_PER_NODE = "cpu, dram: counted once for the node, by its local rank 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,11 @@ class Found:
     missing: tuple[str, ...]
 
 
-def discover(*, local_rank: int | None = None, rapl_root: str | Path = "/sys/class/powercap") -> Found:
+def discover(*, local_rank: int | None = None, node: bool = True, rapl_root: str | Path = "/sys/class/powercap") -> Found:
     """Opens every meter that this machine has: a GPU's counter, RAPL, and codecarbon's estimates for what RAPL leaves open.
 
-    Never raises; takes up to 2 s (codecarbon). ``local_rank`` narrows the GPUs to this rank's own.
+    Never raises; takes up to 2 s (codecarbon). ``local_rank`` narrows the GPUs to this rank's own (-1: which is not known, so that only a
+    GPU that is visible alone is taken). Without ``node``, what a node has once (CPU, memory) is left to another process.
     """
 
     def gpus() -> Opened:
@@ -48,10 +51,15 @@ def discover(*, local_rank: int | None = None, rapl_root: str | Path = "/sys/cla
 
     meters: list[Meter] = []
     missing: list[str] = []
-    for what, opening in (("gpu", gpus), ("cpu, dram counters", counters), ("cpu, dram estimates", estimates)):
+    wanted = [("gpu", gpus)]
+    if node:
+        wanted += [("cpu, dram counters", counters), ("cpu, dram estimates", estimates)]
+    for what, opening in wanted:
         found, reasons = _attempt(what, opening)
         meters += found
         missing += reasons
+    if not node:
+        missing.append(ONCE_PER_NODE)
     return Found(tuple(meters), tuple(missing))
 
 

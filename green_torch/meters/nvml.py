@@ -188,7 +188,12 @@ class NvmlMeter:
         return None if self._method is Method.COUNTER else SAMPLED_INTERVAL_S
 
     def read(self) -> Reading:
-        """Cumulative joules, with the instants just before and after the driver's answer.
+        """Cumulative joules, with the instants just before and after the driver's answer; raises what :meth:`look` does."""
+        begin_ns, end_ns, energy_j = self.look()
+        return Reading(begin_ns, end_ns, {self._name: energy_j})
+
+    def look(self) -> tuple[int, int, float]:
+        """A reading as it is: the instants just before and after the driver's answer, and joules.
 
         After an error the next call simply tries again; where the driver went away, NVML is opened again, once a second at most.
 
@@ -211,8 +216,8 @@ class NvmlMeter:
                 raise MeterError(self._why(again)) from again
         end_ns = self._now_ns()
         if self._method is Method.COUNTER:
-            return Reading(begin_ns, end_ns, {self._name: value * J_PER_MJ})
-        return Reading(begin_ns, end_ns, {self._name: self._integrate((begin_ns + end_ns) / 2, value / 1000)})
+            return begin_ns, end_ns, value * J_PER_MJ
+        return begin_ns, end_ns, self._integrate((begin_ns + end_ns) / 2, value / 1000)
 
     def power_w(self) -> float:
         """Power now, in watts, for comparison with the counter; instant where the GPU tells that, else as NVML averages it.

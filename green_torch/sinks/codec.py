@@ -15,7 +15,7 @@ from math import isfinite, nan
 from numbers import Integral, Real
 from operator import attrgetter
 from types import NoneType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from green_torch.errors import LedgerError
 from green_torch.records import SCHEMA_VERSION, Item, Manifest, RunSummary, StepRecord
@@ -23,6 +23,7 @@ from green_torch.records import SCHEMA_VERSION, Item, Manifest, RunSummary, Step
 _CLASSES: Mapping[str, Any] = {"manifest": Manifest, "record": StepRecord, "summary": RunSummary}
 _NAMES: Mapping[Any, str] = {cls: name for name, cls in _CLASSES.items()}
 _AS_IS = frozenset({int, str, bool, NoneType})
+T = TypeVar("T")
 
 
 def to_dict(item: Item) -> dict[str, Any]:
@@ -46,6 +47,16 @@ def from_dict(data: Mapping[str, Any]) -> Item:
             f'unknown type {data.get("type")!r:.60}; one of {", ".join(_CLASSES)} was expected under the key "type"'
         )
     item: Item = _decoder(cls)(data)
+    return item
+
+
+def parsed(cls: type[T], data: Any) -> T:
+    """The record, or part of one, that :func:`plain` made this of.
+
+    Raises:
+        LedgerError: as in :func:`from_dict`.
+    """
+    item: T = _decoder(cast("Any", cls))(data)
     return item
 
 
@@ -127,6 +138,7 @@ def _object_decoder(cls: type) -> _Decoder:
     plan = [
         (
             field.name,
+            _ready(hints[field.name]),
             _decoder(hints[field.name]),
             NoneType in get_args(hints[field.name]),
             field.default is not MISSING or field.default_factory is not MISSING,
@@ -139,10 +151,14 @@ def _object_decoder(cls: type) -> _Decoder:
         if cls is Manifest:
             _check_version(data.get("schema_version"))
         values: dict[str, Any] = {}
-        for name, decoder, optional, defaulted in plan:
+        for name, ready, decoder, optional, defaulted in plan:
             if name in data:
+                value = data[name]
+                if type(value) in ready:
+                    values[name] = value
+                    continue
                 try:
-                    values[name] = decoder(data[name])
+                    values[name] = decoder(value)
                 except LedgerError as error:
                     raise LedgerError(f"{name}: {error}") from None
             elif not defaulted:
@@ -152,6 +168,12 @@ def _object_decoder(cls: type) -> _Decoder:
         return cls(**values)
 
     return decode
+
+
+def _ready(hint: Any) -> frozenset[type]:
+    """The types of values that JSON holds just as the field wants them: of most numbers and strings."""
+    either = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    return frozenset({float, int, str, bool, NoneType}.intersection(either))
 
 
 def _check_version(version: Any) -> None:

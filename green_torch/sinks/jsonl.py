@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
 
-_NAME = re.compile(r"rank-(\d+)\.segment-(\d+)\.jsonl")
+FILE_NAME = re.compile(r"rank-(\d+)\.segment-(\d+)\.jsonl")
 _BUFFER_BYTES = 256 * 1024
-_TAIL_BYTES = 64 * 1024
+_TAIL_BYTES = 16 * 1024
+_MANIFEST_AT = (
+    "manifest_at"  # key of a record's line: the byte at which the last manifest begins, where that is not the first line
+)
+_LONGEST_LINE = 32 * 1024 * 1024
+_TOO_LONG = b"a line that never ends"  # no JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +49,15 @@ def run_file(log_dir: str | Path, rank: int, segment: int) -> Path:
     return Path(log_dir) / "green" / f"rank-{rank:05d}.segment-{segment:04d}.jsonl"
 
 
+def run_files(log_dir: str | Path) -> list[tuple[Path, int, int]]:
+    """The files of a directory with their rank and segment, in that order."""
+    names = ((path, FILE_NAME.fullmatch(path.name)) for path in (Path(log_dir) / "green").glob("rank-*.jsonl"))
+    return sorted(((path, int(name[1]), int(name[2])) for path, name in names if name), key=lambda file: file[1:])
+
+
 def next_segment(log_dir: str | Path, rank: int) -> int:
     """One more than the last segment on disk; 1 in an empty directory."""
-    names = (_NAME.fullmatch(path.name) for path in (Path(log_dir) / "green").glob("rank-*.jsonl"))
-    return 1 + max((int(name[2]) for name in names if name and int(name[1]) == rank), default=0)
+    return 1 + max((segment for _, own, segment in run_files(log_dir) if own == rank), default=0)
 
 
 class JsonlSink:
@@ -63,9 +74,11 @@ class JsonlSink:
         self, path: str | Path, *, flush_interval_s: float = 1.0, now_ns: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.path, self._file = _create(Path(path))
-        name = _NAME.fullmatch(self.path.name)
+        name = FILE_NAME.fullmatch(self.path.name)
         self.segment = int(name[2]) if name else 1
         self._pending = bytearray()
+        self._bytes = 0  # taken so far: where the next line will begin
+        self._manifest_at = 0  # where the manifest that counts begins
         self._flush_interval_ns = s_to_ns(flush_interval_s)
         self._now_ns = now_ns
         self._flushed_ns = now_ns()
@@ -79,7 +92,14 @@ class JsonlSink:
         """
         if self._file.closed:
             raise UsageError(f"{self.path} is closed; nothing more can be written to it")
-        self._pending += json.dumps(to_dict(item), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        data = to_dict(item)
+        if isinstance(item, Manifest):
+            self._manifest_at = self._bytes
+        elif isinstance(item, StepRecord) and self._manifest_at:
+            data[_MANIFEST_AT] = self._manifest_at  # whoever reads the end alone finds it
+        line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        self._bytes += len(line)
+        self._pending += line
         due = self._now_ns() - self._flushed_ns >= self._flush_interval_ns or len(self._pending) >= _BUFFER_BYTES
         if due or not isinstance(item, StepRecord):
             self._flush()
@@ -107,7 +127,7 @@ def _create(path: Path) -> tuple[Path, FileIO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path, path.open("xb", buffering=0)
         except OSError as error:
-            name = _NAME.fullmatch(path.name)
+            name = FILE_NAME.fullmatch(path.name)
             if not isinstance(error, FileExistsError) or not path.exists() or not name:
                 raise ArgumentError(f"can't create {path}: {error.strerror}; pass a log_dir that can be written to") from error
             path = path.with_name(f"rank-{name[1]}.segment-{int(name[2]) + 1:04d}.jsonl")
@@ -142,23 +162,21 @@ def read_jsonl(path: str | Path) -> RunFile:
     return RunFile(manifest, tuple(records), summary, torn is not None)
 
 
-def read_last(path: str | Path) -> RunFile:
+def read_last(path: str | Path, *, with_record: bool = True) -> RunFile:
     """The run so far without reading the whole file: its manifest, its last record (at most one) and its summary.
 
-    The manifest is the summary's, else the first line's: one repeated in between is not looked for.
+    The manifest is the summary's, else the last one before the last record, else the first line's. ``with_record=False`` leaves the
+    record out where there is a summary, which holds the same totals.
 
     Raises:
         LedgerError: As in :func:`read_jsonl`, for the lines that are looked at.
     """
+    manifest: Manifest | None = None
+    summary: RunSummary | None = None
+    records: tuple[StepRecord, ...] = ()
+    torn = False
     with _opened(path) as file:
-        try:
-            first = _item(_parsed(file.readline()), path, 1)
-        except ValueError:
-            raise _no_manifest(path) from None
-        if not isinstance(first, Manifest):
-            raise _no_manifest(path)
-        manifest, summary, torn = first, None, False
-        for place, line in enumerate(_lines_from_end(file, file.tell())):
+        for place, line in enumerate(_lines_from_end(file)):
             try:
                 data = _parsed(line)
             except ValueError as error:
@@ -168,24 +186,83 @@ def read_last(path: str | Path) -> RunFile:
                 continue
             match item := _item(data, path, None):
                 case StepRecord():
-                    return RunFile(manifest, (item,), summary, torn)
+                    records = (item,)
+                    if manifest is None:
+                        manifest = _manifest(file, path, data.get(_MANIFEST_AT))
                 case RunSummary():
                     manifest, summary = item.manifest, item
                 case Manifest():
-                    manifest = manifest if summary else item
-    return RunFile(manifest, (), summary, torn)
+                    manifest = manifest or item
+            if records or (summary and not with_record):
+                break
+    if manifest is None:
+        raise _no_manifest(path)
+    return RunFile(manifest, records, summary, torn)
 
 
-def _lines_from_end(file: BinaryIO, start: int) -> Iterator[bytes]:
-    """The lines after byte ``start``, last first."""
-    end, rest = file.seek(0, os.SEEK_END), b""
-    while end > start:
-        begin = max(start, end - _TAIL_BYTES)
+def read_at(path: str | Path, step: int) -> tuple[StepRecord | None, StepRecord | None]:
+    """The last record that ends at ``step`` or before, and the one after it; ``None`` where there is none.
+
+    Records stand in the order of their steps, so a few lines of the file are read, by bisection.
+
+    Raises:
+        LedgerError: As in :func:`read_jsonl`, for the lines that are looked at.
+    """
+    with _opened(path) as file:
+        low, high = 0, file.seek(0, os.SEEK_END)
+        while low < high:  # no line that begins before low ends after the step; every one that begins at high or later does
+            middle = (low + high) // 2
+            begin, data = _next_record(file, middle)
+            if data is None or data["step"] > step:
+                high = middle
+            else:
+                low = begin + 1
+        lines = (_next_record(file, low - 1)[1] if low else None, _next_record(file, low)[1])
+    before, after = (None if data is None else _item(data, path, None) for data in lines)
+    assert not isinstance(before, Manifest | RunSummary)
+    assert not isinstance(after, Manifest | RunSummary)
+    return before, after
+
+
+def _next_record(file: BinaryIO, at: int) -> tuple[int, dict[str, Any] | None]:
+    """Where the first record that begins at this byte or later begins, and its line; ``None`` where there is none."""
+    file.seek(max(0, at - 1))
+    if at:
+        file.readline(_LONGEST_LINE)
+    while True:
+        begin = file.tell()
+        try:
+            data = _parsed(file.readline(_LONGEST_LINE))
+        except ValueError:  # the end, or a line cut short there
+            return begin, None
+        if data.get("type") == "record" and isinstance(data.get("step"), int):
+            return begin, data
+
+
+def _manifest(file: BinaryIO, path: str | Path, at: object) -> Manifest:
+    """The manifest whose line begins at this byte; the first line's where the byte is not known or holds none."""
+    for begin in (at, 0) if isinstance(at, int) and at > 0 else (0,):
+        file.seek(begin)
+        with suppress(ValueError):
+            manifest = _item(_parsed(file.readline(_LONGEST_LINE)), path, None if begin else 1)
+            if isinstance(manifest, Manifest):
+                return manifest
+    raise _no_manifest(path)
+
+
+def _lines_from_end(file: BinaryIO) -> Iterator[bytes]:
+    """The lines, last first. ValueError, in place of one, where it is longer than any of ours."""
+    end, rest, chunk = file.seek(0, os.SEEK_END), b"", _TAIL_BYTES
+    while end > 0:
+        begin = max(0, end - chunk)
         file.seek(begin)
         lines = (file.read(end - begin) + rest).split(b"\n")
-        rest = lines.pop(0) if begin > start else b""  # the end of a line that begins further up
+        rest = lines.pop(0) if begin > 0 else b""  # the end of a line that begins further up
         yield from (line for line in reversed(lines) if line)
-        end = begin
+        end, chunk = begin, chunk if lines else 2 * chunk
+        if len(rest) > _LONGEST_LINE:
+            yield _TOO_LONG
+            return
 
 
 def _opened(path: str | Path) -> BinaryIO:

@@ -2,7 +2,7 @@
 
 A snapshot is complete by itself: the manifest, totals, phases and flags so far, and the train records as up to 200 blocks, each the
 sums of consecutive records. Neighbouring blocks are merged two by two as a run grows. Steps during which FLOPs were counted are not
-typical, so they are summed apart.
+typical, so they are summed apart. What else the run did stands under ``spans``: when each evaluation, save or pause was.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from functools import lru_cache
 from itertools import islice, starmap
 from typing import Any, NamedTuple, TypeVar
 
-from green_torch.records import Flag, Manifest, Phase, RunSummary, RunTotals, StepRecord
+from green_torch.records import Flag, JobTotals, Manifest, Phase, RunSummary, RunTotals, StepRecord
 from green_torch.sinks.codec import plain
 from green_torch.units import ns_to_s
 
 SCHEMA = 1
 MAX_BYTES = 64_000
 MAX_BLOCKS = 200
+MAX_SPANS = 64
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _DIGITS = 10  # of a block's sums; totals are carried in full
 _MAX_VERSIONS, _MAX_FLAGS = 16, 32
@@ -33,7 +34,8 @@ class _Block(NamedTuple):
     """Sums over consecutive train records. Seconds count from the start of the first record.
 
     A sum covers what is known: ``unmetered_steps`` tells for how many steps energy is not, ``uncounted_steps`` FLOPs. Records without
-    bounds stand at face value beside bounded ones. ``excluded_steps`` were left out in between.
+    bounds stand at face value beside bounded ones. ``excluded_steps`` were left out in between. ``capacity_flops`` is the peak times
+    the duration of the records whose FLOPs are known: what the device could have done in them.
     """
 
     first_step: int
@@ -53,6 +55,18 @@ class _Block(NamedTuple):
     unmetered_steps: int
     uncounted_steps: int
     excluded_steps: int = 0
+    capacity_flops: float | None = None
+
+
+class _Span(NamedTuple):
+    """One occurrence of a phase other than train, and what it used. ``step``: the last train step before it."""
+
+    phase: str
+    step: int
+    start_s: float
+    end_s: float
+    energy_j: float | None
+    emissions_g: float | None
 
 
 def _block(record: StepRecord, origin_ns: int) -> _Block:
@@ -75,6 +89,8 @@ def _block(record: StepRecord, origin_ns: int) -> _Block:
         _finite(record.emissions_g),
         record.n_steps if energy_j is None else 0,
         record.n_steps if model_flops is None else 0,
+        0,
+        None if model_flops is None or record.peak_flop_per_s is None else _finite(record.peak_flop_per_s * record.duration_s),
     )
 
 
@@ -103,6 +119,7 @@ def _joined(a: _Block, b: _Block) -> _Block:
         a.unmetered_steps + b.unmetered_steps,
         a.uncounted_steps + b.uncounted_steps,
         a.excluded_steps + b.excluded_steps,
+        _known(a.capacity_flops, b.capacity_flops),
     )
 
 
@@ -121,6 +138,11 @@ class SnapshotBuilder:
         self._last_block_records = 0
         self._excluded: _Block | None = None
         self._excluded_before_steps = 0  # steps left out before the first block
+        self._origin_unix_ns: int | None = None
+        self._spans: list[_Span] = []
+        self._n_spans = 0
+        self._peak_memory_bytes: int | None = None
+        self._job: JobTotals | None = None
 
     def manifest(self, manifest: Manifest) -> None:
         """Takes the manifest anew, now that more is known."""
@@ -130,9 +152,14 @@ class SnapshotBuilder:
         """Takes a record of any phase; the train ones make the blocks."""
         if self._origin_ns is None:
             self._origin_ns = record.start_ns
+            self._origin_unix_ns = record.time_unix_ns - (record.end_ns - record.start_ns)
+        if record.peak_memory_bytes is not None:
+            self._peak_memory_bytes = max(record.peak_memory_bytes, self._peak_memory_bytes or 0)
         self._totals = record.totals
+        self._job = record.job or self._job
         self._flags.update(record.flags)
         if record.phase is not Phase.TRAIN:
+            self._add_span(record, self._origin_ns)
             return
         self._last_step = record.step
         block = _block(record, self._origin_ns)
@@ -152,6 +179,7 @@ class SnapshotBuilder:
         """Takes the run's end."""
         self._summary = summary
         self._manifest, self._totals = summary.manifest, summary.totals
+        self._job = summary.job or self._job
 
     def build(self) -> bytes:
         """The run so far as JSON, never over ``MAX_BYTES``: long names are cut first, long lists next, then blocks are merged."""
@@ -175,6 +203,17 @@ class SnapshotBuilder:
         else:
             self._excluded_before_steps += block.n_steps
 
+    def _add_span(self, record: StepRecord, origin_ns: int) -> None:
+        """Keeps when a phase was; of too many the longer half, and every second of the others."""
+        start_s, end_s = ns_to_s(record.start_ns - origin_ns), ns_to_s(record.end_ns - origin_ns)
+        self._spans.append(
+            _Span(record.phase, record.step, start_s, end_s, _finite(record.energy_j), _finite(record.emissions_g))
+        )
+        self._n_spans += 1
+        if len(self._spans) > MAX_SPANS:
+            longest = sorted(self._spans, key=lambda span: span.start_s - span.end_s)
+            self._spans = sorted(longest[: MAX_SPANS // 2] + sorted(longest[MAX_SPANS // 2 :], key=_start)[::2], key=_start)
+
     def _merge(self) -> None:
         """Halves the blocks. The newest, alone in its pair (201 is odd), stays and is filled up to the new width."""
         self._blocks = _paired(self._blocks)
@@ -184,7 +223,7 @@ class SnapshotBuilder:
         """Everything but the blocks."""
         summary = plain(self._summary) if self._summary else None
         if summary:
-            for elsewhere in ("manifest", "totals", "flags"):
+            for elsewhere in ("manifest", "totals", "flags", "job"):
                 del summary[elsewhere]
         manifest, totals = plain(self._manifest), plain(self._totals)
         manifest["versions"] = dict(islice(manifest["versions"].items(), _MAX_VERSIONS))
@@ -197,6 +236,12 @@ class SnapshotBuilder:
             "totals": totals,
             "flags": dict(self._flags.most_common(_MAX_FLAGS)),
             "excluded": plain(self._excluded._asdict()) if self._excluded else None,
+            "job": None if self._job is None else plain(self._job),
+            "origin_unix_s": None if self._origin_unix_ns is None else ns_to_s(self._origin_unix_ns),
+            "peak_memory_bytes": self._peak_memory_bytes,
+            "n_spans": self._n_spans,
+            "span_columns": list(_Span._fields),
+            "spans": [list(map(_rounded, span)) for span in self._spans],
             "summary": summary,
         }
 
@@ -227,7 +272,16 @@ def _json(head: Mapping[str, Any], blocks: Sequence[_Block]) -> bytes:
 @lru_cache(maxsize=2 * MAX_BLOCKS)
 def _row(block: _Block) -> str:
     """A block's row. Kept, since all but the newest are the same in the next snapshot."""
-    return _ENCODE([plain(float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value) for value in block])
+    return _ENCODE([plain(_rounded(value)) for value in block])
+
+
+def _rounded(value: float | str | None) -> float | str | None:
+    """Sums and times at ten digits."""
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _start(span: _Span) -> float:
+    return span.start_s
 
 
 def _finite(value: float | None) -> float | None:

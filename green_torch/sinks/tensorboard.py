@@ -22,9 +22,11 @@ from green_torch.sinks.snapshot import SnapshotBuilder
 from green_torch.units import NS_PER_S, joules_to_kwh, ns_to_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch.utils.tensorboard import SummaryWriter
+
+    from green_torch.records import JobTotals, PerStep, RunTotals
 
 SNAPSHOT_TAG = "green/snapshot"
 PLUGIN_NAME = "green"
@@ -89,6 +91,7 @@ class TensorBoardSink:
             plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME),
             data_class=summary_pb2.DATA_CLASS_TENSOR,
         )
+        self._manifest: Manifest | None = None
         self._snapshot: SnapshotBuilder | None = None
         self._cadence = _Cadence()
         self._place: tuple[int, int | None] = (0, None)  # step and Unix time of the last record
@@ -102,19 +105,14 @@ class TensorBoardSink:
         """
         match item:
             case Manifest():
+                self._manifest = item
                 if self._snapshot is None:
                     self._snapshot = SnapshotBuilder(item)
                 else:
                     self._snapshot.manifest(item)
             case StepRecord():
                 self._place = item.step, item.time_unix_ns
-                event = self._new_event(
-                    value=[
-                        {"tag": tag, "simple_value": value}
-                        for tag, value in _scalars(item, detail=self._detail)
-                        if value is not None and math.isfinite(value)
-                    ]
-                )
+                event = self._event(scalars(item, self._manifest, detail=self._detail))
                 if self._snapshot is not None:
                     self._snapshot.add(item)
                     if self._cadence.due(item.end_ns):
@@ -124,7 +122,7 @@ class TensorBoardSink:
                 if self._snapshot is None:
                     self._snapshot = SnapshotBuilder(item.manifest)
                 self._snapshot.summary(item)
-                event = self._new_event()
+                event = self._event(totals(item.job, item.job) if item.job is not None else ())  # with the ranks' last words
                 self._add_snapshot(event, self._snapshot)
                 self._send(event)
 
@@ -132,6 +130,10 @@ class TensorBoardSink:
         """Flushes the event file, where it is still open; safe to call twice."""
         if self._writer.file_writer is not None:
             self._writer.flush()
+
+    def _event(self, values: Iterable[tuple[str, float | None]]) -> Any:
+        known = [{"tag": tag, "simple_value": value} for tag, value in values if value is not None and math.isfinite(value)]
+        return self._new_event(value=known)
 
     def _add_snapshot(self, event: Any, snapshot: SnapshotBuilder) -> None:
         tensor = self._new_tensor(dtype=self._string_type, string_val=[snapshot.build()])
@@ -172,40 +174,81 @@ class _Cadence:
         return True
 
 
-def _scalars(record: StepRecord, *, detail: bool) -> Iterator[tuple[str, float | None]]:
-    """A record's tags and values. Outside train only the cumulative ones: the others are means over train steps."""
-    totals = record.totals
-    yield "green/energy_total_kWh", None if totals.energy_j is None else joules_to_kwh(totals.energy_j)
-    yield "green/emissions_total_gCO2e", totals.emissions_g
+def scalars(record: StepRecord, manifest: Manifest | None = None, *, detail: bool = True) -> Iterator[tuple[str, float | None]]:
+    """A record's tags and values. Outside train only the cumulative ones: the others are means over train steps.
+
+    Under ``green/`` a record of rank zero speaks for all ranks of its job; under ``green_detail/`` for this rank, and for the spread
+    over the ranks. Totals go on from those of the run's earlier segments, as the manifest tells them.
+    """
+    job = record.job
+    yield from totals(job or record.totals, job or manifest)
+    if job is not None and detail:
+        yield from _ranks(job)
     if record.phase is not Phase.TRAIN:
         return
-    yield "green/energy_per_step_J", record.per_step(record.energy_j)
-    yield "green/emissions_per_step_gCO2e", record.per_step(record.emissions_g)
-    if record.energy_j is not None:
-        if record.tokens:
-            yield "green/energy_per_token_J", record.energy_j / record.tokens
-        elif record.samples:
-            yield "green/energy_per_sample_J", record.energy_j / record.samples
-    yield "green/mfu", record.mfu
-    yield "green/hfu", record.hfu
-    yield "green/power_W", record.power_w
+    yield from _step(job.per_step if job is not None else record.mean_step())
     yield "green/step_time_s", record.per_step(record.duration_s)
     yield "green/intensity_gCO2e_per_kWh", record.intensity_g_per_kwh
-    yield "green/projected_total_gCO2e", record.projected_total_g
-    yield "green/projected_savings_gCO2e", record.projected_savings_g
+    projected = job or record
+    yield "green/projected_total_gCO2e", projected.projected_total_g
+    yield "green/projected_savings_gCO2e", projected.projected_savings_g
     if detail:
         yield "green_detail/energy_lo_per_step_J", record.per_step(record.energy_lo_j)
         yield "green_detail/energy_hi_per_step_J", record.per_step(record.energy_hi_j)
         yield "green_detail/facility_energy_per_step_J", record.per_step(record.facility_energy_j)
         if record.duration_s > 0:
             for domain in record.domains:
-                yield _power_tag(domain.name), domain.energy_j / record.duration_s
+                power, lowest, highest = _power_tags(domain.name)
+                yield power, domain.energy_j / record.duration_s
+                if domain.energy_lo_j is not None and domain.energy_hi_j is not None:
+                    yield lowest, domain.energy_lo_j / record.duration_s
+                    yield highest, domain.energy_hi_j / record.duration_s
+
+
+def _step(step: PerStep | None) -> Iterator[tuple[str, float | None]]:
+    """What a step takes; nothing where that is not known of all ranks yet."""
+    if step is None:
+        return
+    yield "green/energy_per_step_J", step.energy_j
+    yield "green/emissions_per_step_gCO2e", step.emissions_g
+    if step.energy_j is not None:
+        if step.tokens:
+            yield "green/energy_per_token_J", step.energy_j / step.tokens
+        elif step.samples:
+            yield "green/energy_per_sample_J", step.energy_j / step.samples
+    yield "green/mfu", step.mfu
+    yield "green/hfu", step.hfu
+    yield "green/power_W", step.power_w
+
+
+def totals(own: RunTotals | JobTotals, carried: Manifest | JobTotals | None) -> Iterator[tuple[str, float | None]]:
+    """The cumulative tags: what this segment (of all ranks) used, and earlier ones did."""
+    energy_j, emissions_g = (None, None) if carried is None else (carried.carried_energy_j, carried.carried_emissions_g)
+    total_j = _sum(own.energy_j, energy_j)
+    yield "green/energy_total_kWh", None if total_j is None else joules_to_kwh(total_j)
+    yield "green/emissions_total_gCO2e", _sum(own.emissions_g, emissions_g)
+
+
+def _sum(own: float | None, carried: float | None) -> float | None:
+    return None if own is None else own + (carried or 0.0)
+
+
+def _ranks(job: JobTotals) -> Iterator[tuple[str, float | None]]:
+    """Who lags and who draws most, and how many ranks are in the sums."""
+    yield "green_detail/ranks_reporting", job.reporting
+    yield "green_detail/rank_oldest_age_s", job.oldest_age_s
+    for end in ("min", "median", "max"):
+        if job.rank_energy_j is not None:
+            yield f"green_detail/rank_energy_{end}_kWh", joules_to_kwh(getattr(job.rank_energy_j, end))
+        if job.rank_step_time_s is not None:
+            yield f"green_detail/rank_step_time_{end}_s", getattr(job.rank_step_time_s, end)
 
 
 @lru_cache(maxsize=256)
-def _power_tag(domain: str) -> str:
-    """A domain's tag, in the characters and lengths that TensorBoard shows."""
-    return f"green_detail/power_{re.sub(r'[^-.0-9A-Z_a-z]', '_', domain)[:64]}_W"
+def _power_tags(domain: str) -> tuple[str, str, str]:
+    """A domain's tags (power, its lowest and its highest by the bounds), in the characters and lengths that TensorBoard shows."""
+    name = re.sub(r"[^-.0-9A-Z_a-z]", "_", domain)[:64]
+    return f"green_detail/power_{name}_W", f"green_detail/power_lo_{name}_W", f"green_detail/power_hi_{name}_W"
 
 
 def _is_live(path: Path) -> bool:

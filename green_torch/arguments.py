@@ -1,0 +1,185 @@
+"""What the arguments of ``track()`` come to: each is checked, and turned into what the stages take. Raises before training begins."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from green_torch.embodied import embodied_for
+from green_torch.errors import ArgumentError
+from green_torch.meters import ONCE_PER_NODE
+from green_torch.recorder import Baseline
+from green_torch.records import Embodied, Manifest, Phase, RunTotals
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from green_torch.protocols import Clock, IntensityProvider, Meter
+    from green_torch.records import Domain
+    from green_torch.surroundings import Place
+
+
+def positive(name: str, value: float | None) -> float | None:
+    """The argument, if it is a positive number or ``None``."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ArgumentError(f"{name}={value!r}: a positive number is needed")
+    return value
+
+
+def not_negative(name: str, value: float | None) -> float | None:
+    """The argument, if it is a number of at least 0 or ``None``."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise ArgumentError(f"{name}={value!r}: a number that is not negative is needed")
+    return value
+
+
+def whole(name: str, value: int) -> int:
+    """The argument, if it is a whole number of at least 1."""
+    if isinstance(value, bool | str) or int(value) != value or value < 1:
+        raise ArgumentError(f"{name}={value!r}: a whole number of at least 1 is needed")
+    return int(value)
+
+
+def attention(value: Literal["full", "causal"]) -> Literal["full", "causal"]:
+    """The argument, if it is a way to count attention."""
+    if value not in ("full", "causal"):
+        raise ArgumentError(f"attention_flops={value!r}: use 'full' or 'causal'")
+    return value
+
+
+def cadence(value: int | str) -> int | str:
+    """Steps per record, or "auto"."""
+    return value if value == "auto" else whole("log_every_n_steps", value)  # type: ignore[arg-type]  # checked inside
+
+
+def embodied_of(value: Embodied | float | Literal["device"] | None) -> Embodied | None:
+    """The manufacturing footprint, of a number of kgCO2e too; ``None`` for "device": see :func:`embodied_of_cards`."""
+    if value is None or isinstance(value, Embodied):
+        return value
+    if isinstance(value, str):
+        if value == "device":
+            return None
+        raise ArgumentError(f"embodied={value!r}: use 'device' to look up the GPUs, a number of kgCO2e, or an Embodied")
+    return Embodied(manufacturing_kg=not_negative("embodied", value) or 0.0, source="given by the user")
+
+
+def embodied_of_cards(domains: Sequence[Domain]) -> tuple[Embodied | None, str]:
+    """The manufacturing footprint of the GPUs that are metered, from the table; where one is unknown ``None``, and what to type."""
+    cards = Counter(domain.device for domain in domains if domain.name.startswith("gpu"))
+    found = {device: embodied_for(device, count) for device, count in cards.items()}
+    unknown = [device for device, made in found.items() if made is None]
+    parts = [made for made in found.values() if made is not None]
+    if unknown or not parts:
+        why = f"no published figure for {', '.join(unknown)}" if unknown else "no GPU is metered here"
+        return None, f"embodied='device': {why}, so embodied emissions are not counted. Give kgCO2e yourself: embodied=150, say"
+    return Embodied(
+        manufacturing_kg=sum(one.manufacturing_kg for one in parts),
+        source="; ".join(one.source for one in parts),
+        manufacturing_lo_kg=sum(one.manufacturing_lo_kg or 0.0 for one in parts),
+        manufacturing_hi_kg=sum(one.manufacturing_hi_kg or 0.0 for one in parts),
+    ), ""
+
+
+def directory(path: str | os.PathLike[str] | None) -> Path | None:
+    """The run's directory, made and tried.
+
+    Raises:
+        ArgumentError: it can't be written.
+    """
+    if path is None:
+        return None
+    directory = Path(path)
+    probe = directory / f".green_torch-{uuid.uuid4().hex}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ArgumentError(
+            f"log_dir={str(directory)!r} can't be written: {error.strerror}. Give a directory of yours"
+        ) from error
+    return directory
+
+
+def grid_of(
+    region: str | None, intensity: float | IntensityProvider | None, pue: float | None, manifest: Manifest, clock: Clock
+) -> tuple[IntensityProvider, Manifest]:
+    """The intensity provider, and the manifest with grid and PUE stated."""
+    from green_torch.intensity import pue_for, resolve  # codecarbon's tables take a moment to load
+
+    provider = resolve(region, intensity)
+    published, source = pue_for(region)
+    if pue is not None:
+        if not (math.isfinite(pue) and pue >= 1):
+            raise ArgumentError(f"pue={pue!r}: facility energy over IT energy is at least 1")
+        published, source = float(pue), "given by the user"
+    point = None
+    if isinstance(intensity, int | float) or intensity is None:  # a table or a number: no network behind it
+        point = provider.at(clock.epoch_unix_ns + clock.now_ns())
+    return provider, replace(manifest, intensity=point, pue=published, pue_source=source)
+
+
+def energy_meters(given: Sequence[Meter] | None, poll_interval_s: float, place: Place) -> tuple[list[Meter], tuple[str, ...]]:
+    """The meters of this process, and what can't be read; on ranks but the first of a node without those of CPU and memory.
+
+    Raises:
+        ArgumentError: a domain is read by more than one.
+    """
+    if given is not None:
+        names = [domain.name for meter in given for domain in meter.domains]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ArgumentError(
+                f"meters=: {', '.join(sorted(twice))} is read by more than one meter, and would be counted twice"
+            )
+        own = list(given) if place.first_on_node else [meter for meter in given if not _of_node(meter)]
+        return own, (ONCE_PER_NODE,) if len(own) < len(given) else ()
+    from green_torch.meters import discover  # opens drivers
+
+    found = discover(local_rank=place.gpu, node=place.first_on_node)
+    if not any(domain.name.startswith("gpu") for meter in found.meters for domain in meter.domains):
+        return list(found.meters), found.missing
+    from green_torch.sampler_child import in_child  # GPUs are read by a small process of their own
+
+    return in_child(found.meters, poll_interval_s), found.missing
+
+
+def _of_node(meter: Meter) -> bool:
+    """Whether it reads nothing but what a node has once."""
+    return all(domain.name.rstrip("0123456789") in {"cpu", "dram"} for domain in meter.domains)
+
+
+def baseline_of(path: str | os.PathLike[str] | None) -> Baseline | None:
+    """The baseline run's train energy per token, or sample, or step.
+
+    Raises:
+        ArgumentError: nothing usable is there.
+    """
+    if path is None:
+        return None
+    from green_torch.sinks.jsonl import read_last
+
+    files = sorted((Path(path) / "green").glob("rank-00000.segment-*.jsonl"))
+    if not files:
+        raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
+    run = read_last(files[-1])
+    name = run.manifest.label or run.manifest.run_name
+    if run.summary is not None:  # its means leave the steps out in which FLOPs were counted
+        summary = run.summary
+        for unit, energy_j in (
+            ("token", summary.energy_per_token_j),
+            ("sample", summary.energy_per_sample_j),
+            ("step", summary.energy_per_step_j),
+        ):
+            if energy_j is not None:
+                return Baseline(name, unit, energy_j)
+    train = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
+    for unit, count in (("token", train.tokens), ("sample", train.samples), ("step", train.n_steps)):
+        if count and train.energy_j is not None:
+            return Baseline(name, unit, train.energy_j / count)
+    raise ArgumentError(f"baseline={str(path)!r}: that run holds no train step with known energy")

@@ -1,0 +1,113 @@
+"""One job out of what its ranks tell of themselves: sums, utilisation of all devices together, and who lags. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import reduce
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from green_torch.records import JobTotals, PerStep, Spread, Sums
+from green_torch.totals import known_sum
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from green_torch.records import RankTotals
+
+_SUMS = tuple(field.name for field in fields(Sums))
+
+
+def combined(
+    ranks: Sequence[RankTotals], age_s: Mapping[int, float], world_size: int, *, ended: bool, complete: bool
+) -> JobTotals:
+    """The job as far as its ranks have told; at least one must have.
+
+    Args:
+        ranks: each rank's last word.
+        age_s: its age, in seconds, by rank.
+        world_size: ranks of the job.
+        ended: means over the run are wanted, not what a step takes just now.
+        complete: whether the ranks that are missing must be waited for no longer.
+    """
+    running = {one.rank: age_s.get(one.rank, 0.0) for one in ranks if one.status == "running"}
+    oldest = max(running, key=lambda rank: running[rank], default=None)
+    heard = {one.rank for one in ranks}
+    energy = {one.rank: one.energy_j for one in ranks}
+    times = {one.rank: one.step_time_s if ended or one.per_step is None else one.per_step.duration_s for one in ranks}
+    peak, mfu, hfu = _utilization([(one.peak_flop_per_s, one.mfu, one.hfu) for one in ranks])
+    return JobTotals(
+        world_size=world_size,
+        reporting=len(ranks),
+        ended=len(ranks) - len(running),
+        silent=tuple(rank for rank in range(world_size) if rank not in heard),
+        oldest_rank=oldest,
+        oldest_age_s=running[oldest] if oldest is not None else 0.0,
+        peak_flop_per_s=peak,
+        mfu=mfu,
+        hfu=hfu,
+        rank_energy_j=_spread(energy),
+        rank_step_time_s=_spread(times),
+        per_step=_per_step(ranks) if complete or len(ranks) == world_size else None,
+        **_summed(ranks),
+    )
+
+
+def _summed(ranks: Sequence[RankTotals]) -> dict[str, Any]:
+    """The sums; ranks without bounds stand at face value beside bounded ones."""
+    sums = {name: _known([getattr(one, name) for one in ranks]) for name in _SUMS}
+    if sums["energy_lo_j"] is not None:
+        sums["energy_lo_j"] = _known([one.energy_j if one.energy_lo_j is None else one.energy_lo_j for one in ranks])
+        sums["energy_hi_j"] = _known([one.energy_j if one.energy_hi_j is None else one.energy_hi_j for one in ranks])
+    return sums
+
+
+def _per_step(ranks: Sequence[RankTotals]) -> PerStep | None:
+    """Sums over the ranks that are still at it: one that ended with fewer steps adds nothing to those that follow."""
+    last_step = max((one.last_step for one in ranks if one.last_step is not None), default=0)
+    steps = [
+        one.per_step
+        for one in ranks
+        if one.per_step is not None and (one.status == "running" or one.last_step is None or one.last_step >= last_step)
+    ]
+    if not steps:
+        return None
+    peak, mfu, hfu = _utilization([(one.peak_flop_per_s, one.mfu, one.hfu) for one in steps])
+    units = {name: [getattr(one, name) for one in steps] for name in ("samples", "tokens")}
+    return PerStep(
+        energy_j=_known([one.energy_j for one in steps]),
+        emissions_g=_known([one.emissions_g for one in steps]),
+        power_w=_known([one.power_w for one in steps]),
+        peak_flop_per_s=peak,
+        mfu=mfu,
+        hfu=hfu,
+        **{name: None if None in counts else sum(counts) for name, counts in units.items()},
+    )
+
+
+def _utilization(
+    parts: Sequence[tuple[float | None, float | None, float | None]],
+) -> tuple[float | None, float | None, float | None]:
+    """The sum of the peaks, and MFU and HFU of all devices together; ``None`` where one of them is not known."""
+    peaks = [peak for peak, _, _ in parts if peak is not None]
+    if len(peaks) < len(parts) or not peaks:
+        return None, None, None
+    total = sum(peaks)
+
+    def of_all(used: list[float | None]) -> float | None:
+        known = [value * peak for value, peak in zip(used, peaks, strict=True) if value is not None]
+        return sum(known) / total if len(known) == len(peaks) else None
+
+    return total, of_all([mfu for _, mfu, _ in parts]), of_all([hfu for _, _, hfu in parts])
+
+
+def _known(values: Sequence[float | None]) -> float | None:
+    return reduce(known_sum, values, None)
+
+
+def _spread(values: Mapping[int, float | None]) -> Spread | None:
+    known = {rank: value for rank, value in values.items() if value is not None}
+    if len(known) < 2:
+        return None
+    low, high = min(known, key=lambda rank: known[rank]), max(known, key=lambda rank: known[rank])
+    return Spread(known[low], median(known.values()), known[high], low, high)

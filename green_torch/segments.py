@@ -1,0 +1,103 @@
+"""A run over several starts of its process: what a checkpoint says of it, and what its earlier segments used.
+
+A segment is one start of the process; its files are
+``<log_dir>/green/rank-00000.segment-0001.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from green_torch.errors import GreenTorchError
+from green_torch.sinks.jsonl import read_last, run_files
+from green_torch.surroundings import same_job
+from green_torch.totals import known_sum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from green_torch.records import Manifest, RunTotals
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint says of the run that saved it. ``step`` is -1 before the first; ``log_dir`` "" where there was none."""
+
+    run_id: str
+    segment: int
+    step: int
+    log_dir: str = ""
+
+    def state(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {"run_id": self.run_id, "segment": self.segment, "step": self.step, "log_dir": self.log_dir}
+
+
+def checkpoint(state: object) -> Checkpoint | None:
+    """The checkpoint that :meth:`Checkpoint.state` was made of; ``None`` for anything else."""
+    if not isinstance(state, Mapping):
+        return None
+    run_id, segment, step, log_dir = (state.get(key) for key in ("run_id", "segment", "step", "log_dir"))
+    numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in (segment, step))
+    if not (isinstance(run_id, str) and run_id and numbers):
+        return None
+    return Checkpoint(run_id, int(segment or 0), int(step or 0), log_dir if isinstance(log_dir, str) else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What earlier segments used, wasted work included; ``None`` where none of them knows. ``unread`` names files that can't be read."""
+
+    energy_j: float | None = None
+    emissions_g: float | None = None
+    segments: int = 0
+    unread: tuple[str, ...] = ()
+
+
+def carried(directories: Iterable[str | Path], manifest: Manifest, *, own: Path | None) -> Carried:
+    """The sums of a run's earlier segments of one rank, from their files: the last record's totals where a segment never ended.
+
+    Rank zero carries the ranks that are no more (the job was larger) as well. ``own`` is the file of the segment under way.
+    """
+    energy_j: float | None = None
+    emissions_g: float | None = None
+    files: set[Path] = set()
+    unread: list[str] = []
+    segments = 0
+    for directory in directories:
+        files |= {
+            path.resolve()
+            for path, rank, _ in run_files(directory)
+            if rank == manifest.rank or (manifest.rank == 0 and rank >= manifest.world_size)
+        }
+    for path in sorted(files - {own.resolve()} if own else files):
+        try:
+            run = read_last(path)
+        except GreenTorchError as error:
+            unread.append(str(error))
+            continue
+        if run.manifest.run_id != manifest.run_id:
+            continue
+        totals: RunTotals | None = run.summary.totals if run.summary else run.records[-1].totals if run.records else None
+        segments += 1
+        if totals is not None:
+            energy_j = known_sum(energy_j, totals.energy_j)
+            emissions_g = known_sum(emissions_g, totals.emissions_g)
+    return Carried(energy_j, emissions_g, segments, tuple(unread))
+
+
+def last_of_job(log_dir: str | Path, manifest: Manifest) -> Manifest | None:
+    """The last run in a directory, of this rank, that an earlier start of the same job began and did not complete."""
+    for path, rank, _ in reversed(run_files(log_dir)):
+        if rank != manifest.rank:
+            continue
+        try:
+            run = read_last(path)
+        except GreenTorchError:  # this segment's own, of which nothing is written yet
+            continue
+        completed = run.summary is not None and run.summary.status == "completed"
+        return run.manifest if same_job(run.manifest.job, manifest.job) and not completed else None
+    return None

@@ -1,0 +1,152 @@
+"""What a process finds around it: its place among the ranks, its job, versions, and the model's device. Loads nothing by itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import green_torch
+from green_torch.clock import cuda_in_use
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+_JOB = {
+    "job_id": "SLURM_JOB_ID",
+    "array_job_id": "SLURM_ARRAY_JOB_ID",
+    "array_task_id": "SLURM_ARRAY_TASK_ID",
+    "node_list": "SLURM_JOB_NODELIST",
+    "restart_count": "SLURM_RESTART_COUNT",
+    "elastic_run_id": "TORCHELASTIC_RUN_ID",
+    "elastic_restart_count": "TORCHELASTIC_RESTART_COUNT",
+}  # https://slurm.schedmd.com/sbatch.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES, https://docs.pytorch.org/docs/stable/elastic/run.html
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands: ``local_rank`` counts the processes of its node, ``None`` where that is not known.
+
+    ``gpu`` is the CUDA index of the one GPU that is its own: ``None`` for a process alone, to which all are; -1 where it is not known.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int | None = 0
+    gpu: int | None = None
+
+    @property
+    def first_on_node(self) -> bool:
+        """Whether what a node has once (CPU, memory) is metered by this process."""
+        return self.local_rank == 0
+
+
+def place() -> Place:
+    """Where this process stands.
+
+    Rank and world size are the process group's where there is one (Lightning's launcher sets no ``RANK``), else the environment's; the
+    GPU is torch's current device where CUDA is up and one was chosen, else that of the local rank.
+    """
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    else:
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size <= 1:
+        return Place(rank, world_size)
+    text = os.environ.get("LOCAL_RANK")
+    if text is None and os.environ.get("SLURM_PROCID") == str(rank):
+        text = os.environ.get("SLURM_LOCALID")
+    local_rank = int(text) if text is not None else 0 if rank == 0 else None
+    chosen = sys.modules["torch"].cuda.current_device() if cuda_in_use() else 0
+    return Place(rank, world_size, local_rank, chosen or (-1 if local_rank is None else local_rank))
+
+
+def job() -> dict[str, str]:
+    """What the scheduler and the launcher tell of the job, and the node's name; empty outside one."""
+    found = {name: value for name, variable in _JOB.items() if (value := os.environ.get(variable))}
+    if not found and int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return {}
+    scheduler = {"scheduler": "slurm"} if "job_id" in found else {}
+    return {**scheduler, **found, "node": os.environ.get("SLURMD_NODENAME") or platform.node()}
+
+
+def restarted(own: Mapping[str, str]) -> bool:
+    """Whether the job has been started before: requeued by Slurm, or its workers restarted by torchrun."""
+    return any(own.get(count, "0").strip() not in {"", "0"} for count in ("restart_count", "elastic_restart_count"))
+
+
+def same_job(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether both are starts of one job (torchrun calls a run ``none`` that was given no id)."""
+    if "job_id" in one or "job_id" in other:
+        return one.get("job_id") == other.get("job_id")
+    run_id = one.get("elastic_run_id", "none")
+    return run_id != "none" and run_id == other.get("elastic_run_id")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    versions = {"green_torch": green_torch.__version__, "python": platform.python_version()}
+    for name in ("torch", "codecarbon", "nvidia-ml-py", "lightning", "pytorch-lightning", "tensorboard"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def device_of(model: torch.nn.Module | None) -> torch.device:
+    """Where the model is; without one, where torch computes."""
+    import torch  # only where FLOPs are counted
+
+    first = next(model.parameters(), None) if model is not None else None
+    if first is not None:
+        return first.device
+    return torch.device("cuda" if cuda_in_use() else "cpu")
+
+
+def dtype_name(model: torch.nn.Module | None) -> str:
+    """The dtype of the model's parameters."""
+    first = next(model.parameters(), None) if model is not None else None
+    return str(first.dtype).removeprefix("torch.") if first is not None else "float32"
+
+
+def described(model: torch.nn.Module | None) -> dict[str, Any]:
+    """``model``, ``parameters`` and ``device`` of the manifest."""
+    if model is None:
+        return {}
+    import torch
+
+    device = device_of(model)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "model": type(model).__name__,
+        "parameters": _size(model),
+        "device": name,
+    }
+
+
+def _size(model: torch.nn.Module) -> int | None:
+    """Its parameters; ``None`` while some have no shape yet."""
+    from torch.nn.parameter import is_lazy
+
+    parameters = list(model.parameters())
+    return None if any(is_lazy(one) for one in parameters) else sum(one.numel() for one in parameters)
+
+
+def peak_memory_bytes(model: torch.nn.Module | None) -> int | None:
+    """Peak memory of the process so far: of the accelerator where the model is on one, else resident."""
+    torch = sys.modules.get("torch")
+    if model is not None and torch is not None and cuda_in_use():
+        return int(torch.cuda.max_memory_allocated(device_of(model)))  # asked from a thread whose current device is another
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,203 @@
+"""Many processes: real ones over gloo, with meters of known joules; nobody hangs, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from green_torch.records import Flag, Phase
+from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
+
+WORKER = Path(__file__).parent / "rank_worker.py"
+STEP_J = (12.0, 20.0)  # rank 0: 10 J on its GPU, 1 J for CPU and memory each; rank 1: 20 J on its GPU alone
+
+
+class Rank(NamedTuple):
+    """What a rank left behind."""
+
+    code: int
+    line: dict[str, Any] | None
+    errors: str
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+
+
+def two(log_dir: Path, *options: str, **more: str) -> list[Rank]:
+    """Two ranks started by hand, so that rank 0 serves the store and each may end as it likes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    started = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, str(WORKER), "--log-dir", str(log_dir), *options]
+        started.append(
+            subprocess.Popen(
+                command, env=environment(**place, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    ranks = []
+    for process in started:
+        out, errors = process.communicate(timeout=120)
+        ranks.append(Rank(process.returncode, json.loads(out) if out else None, errors))
+    return ranks
+
+
+def test_totals_under_torchrun_are_the_truth_to_the_joule(tmp_path):
+    """Rank zero sums all ranks, a node's CPU once; each has a file of its own, under one run id; TensorBoard speaks for the job."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
+    done = subprocess.run(
+        [*command, "--log-dir", str(tmp_path), "--steps", "20"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    zero, one = sorted(
+        (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")), key=lambda line: line["rank"]
+    )
+    job = zero["job"]
+    assert job["energy_j"] == pytest.approx(20 * sum(STEP_J), abs=0.5)
+    assert job["energy_lo_j"] <= job["energy_j"] <= job["energy_hi_j"]
+    assert (zero["own_j"], one["own_j"]) == pytest.approx((20 * STEP_J[0], 20 * STEP_J[1]), abs=0.5)
+    assert job["emissions_g"] == pytest.approx(job["energy_j"])  # at 3.6e6 g/kWh a joule is a gram
+    assert job["tokens"] == 20 * (100 + 101)
+    assert job["model_flops"] == 2 * 20 * 1e6
+    assert job["peak_flop_per_s"] == pytest.approx(2e9)
+    assert (job["world_size"], job["reporting"], job["ended"]) == (2, 2, 2)
+    assert (job["rank_energy_j"]["min_rank"], job["rank_energy_j"]["max_rank"]) == (0, 1)
+    assert one["job"] is None
+    assert not zero["missing"]
+    assert "once for the node" in one["missing"][0]
+    assert not zero["warnings"] + one["warnings"]
+    assert "all ranks    2 of 2 report" in zero["text"]
+    assert "step time" in zero["text"].split("all ranks")[1]
+
+    files = [read_jsonl(run_file(tmp_path, rank, 1)) for rank in (0, 1)]
+    assert {file.manifest.run_id for file in files} == {zero["run_id"]}
+    assert [file.manifest.rank for file in files] == [0, 1]
+    assert files[1].manifest.job["elastic_restart_count"] == "0"
+    assert files[0].summary.job.energy_j == job["energy_j"]
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    total = events.Scalars("green/energy_total_kWh")[-1]
+    assert (total.step, total.value * 3.6e6) == (19, pytest.approx(job["energy_j"], rel=1e-5))
+    last = [record for record in files[0].records if record.phase is Phase.TRAIN][-1]
+    assert events.Scalars("green/energy_per_step_J")[-1].value == pytest.approx(last.job.per_step.energy_j, rel=1e-5)
+    assert events.Scalars("green/energy_per_step_J")[-1].value > last.energy_j
+    assert events.Scalars("green/mfu")[-1].value == pytest.approx(last.job.per_step.mfu, rel=1e-5)
+    assert events.Scalars("green_detail/ranks_reporting")[-1].value == 2
+    assert events.Scalars("green_detail/rank_energy_max_kWh")[-1].value * 3.6e6 == pytest.approx(400, abs=30)
+
+
+def test_a_rank_with_fewer_batches_ends_first(tmp_path):
+    """Rank 1 ends early and loses nothing: its last word waits in the store."""
+    zero, one = two(tmp_path, "--steps", "40", "10")
+    assert (zero.code, one.code) == (0, 0)
+    assert zero.line["job"]["energy_j"] == pytest.approx(40 * STEP_J[0] + 10 * STEP_J[1], abs=0.5)
+    assert zero.line["job"]["ended"] == 2
+
+
+def test_rank_zero_waits_two_seconds_and_no_longer(tmp_path):
+    """Where rank zero ends first, the others' totals are those they told last, with their age; they go on unharmed."""
+    zero, one = two(tmp_path, "--steps", "10", "100")
+    assert (zero.code, one.code) == (0, 0)
+    assert zero.line["close_s"] < 4.0  # two, and what a busy machine adds
+    job = zero.line["job"]
+    assert (job["ended"], job["oldest_rank"]) == (1, 1)
+    assert 10 * STEP_J[0] < job["energy_j"] < 10 * STEP_J[0] + 100 * STEP_J[1]
+    assert any("rank 1 had not ended" in warning for warning in zero.line["warnings"])
+    assert one.line["own_j"] == pytest.approx(100 * STEP_J[1], abs=0.5)
+
+
+def test_a_killed_rank_is_shown_as_it_last_was(tmp_path):
+    """SIGKILL on rank 1: rank zero neither hangs nor raises; what rank 1 had told is in the sums, with its age; its file can be read."""
+    zero, one = two(tmp_path, "--steps", "80", "30", "--kill", "1")
+    assert (zero.code, one.code) == (0, -9)
+    job = zero.line["job"]
+    assert job["oldest_rank"] == 1
+    assert job["oldest_age_s"] > 1.0
+    whole_j = 80 * STEP_J[0] + 30 * STEP_J[1]
+    assert whole_j - STEP_J[1] < job["energy_j"] < whole_j + 0.5  # joules read after its last step died with it
+    assert f"rank 1 last told its totals {job['oldest_age_s']:.2f}"[:-1] in zero.line["text"]
+    died = read_last(run_file(tmp_path, 1, 1))
+    assert died.summary is None
+    assert died.records[-1].step > 0  # what it had not flushed is lost, a second's worth
+
+
+def test_the_store_may_die_with_rank_zero(tmp_path):
+    """SIGKILL on rank 0, whose process serves the store: rank 1 trains to its end, says so once, and closes at once."""
+    zero, one = two(tmp_path, "--steps", "10", "80", "--kill", "0")
+    assert (zero.code, one.code) == (-9, 0)
+    assert one.line["own_j"] == pytest.approx(80 * STEP_J[1], abs=0.5)
+    assert sum("exchanged no more" in warning for warning in one.line["warnings"]) == 1
+    assert one.line["close_s"] < 1.5
+    assert one.line["run_id"] == read_last(run_file(tmp_path, 0, 1)).manifest.run_id
+
+
+def test_a_rank_that_raises_is_counted(tmp_path):
+    """Its own error comes through, and its totals are in the job's."""
+    zero, one = two(tmp_path, "--steps", "20", "--fail", "1")
+    assert (zero.code, one.code) == (0, 1)
+    assert "RuntimeError: this rank fails" in one.errors
+    assert zero.line["job"]["energy_j"] == pytest.approx(20 * sum(STEP_J), abs=0.5)
+    assert read_last(run_file(tmp_path, 1, 1)).summary.status == "failed"
+
+
+def test_the_group_may_come_late_and_go_early(tmp_path):
+    """init_process_group after the tracker opened, destroy_process_group before it closes: the totals are whole all the same."""
+    zero, one = two(tmp_path, "--steps", "20", "--late-group", "--early-end")
+    assert (zero.code, one.code) == (0, 0)
+    assert zero.line["job"]["energy_j"] == pytest.approx(20 * sum(STEP_J), abs=0.5)
+    assert not zero.line["warnings"] + one.line["warnings"]
+
+
+def test_rank_zero_alone_asks_the_grid(tmp_path):
+    """A provider on the network is asked by rank zero, once; the others take its figure, and till then the table's, flagged."""
+    grid = tmp_path / "grid"
+    grid.mkdir()
+    zero, one = two(tmp_path, "--steps", "40", "--grid", str(grid))
+    assert (zero.code, one.code) == (0, 0)
+    assert (grid / "0").read_text() == "asked\n"
+    assert not (grid / "1").exists()
+    records = read_jsonl(run_file(tmp_path, 1, 1)).records
+    assert records[-1].intensity_g_per_kwh == 42.0
+    assert all(record.flagged(Flag.INTENSITY_FALLBACK) == (record.intensity_g_per_kwh != 42.0) for record in records)
+
+
+def test_without_a_group_there_is_no_exchange(tmp_path):
+    """WORLD_SIZE alone: each rank has its own totals, and rank zero says once that there are no others."""
+    zero, one = two(tmp_path, "--steps", "5", "--no-group")
+    assert (zero.code, one.code) == (0, 0)
+    assert zero.line["job"] is None
+    assert ["no process group" in warning for warning in zero.line["warnings"]] == [True]
+    assert not one.line["warnings"]
+
+
+def test_a_process_alone_loads_nothing_of_it(tmp_path):
+    """world_size 1 costs nothing: not even the import."""
+    script = (
+        "import sys, green_torch\n"
+        "from green_torch.testing import ScriptedClock, ScriptedMeter\n"
+        "clock = ScriptedClock()\n"
+        "with green_torch.track(clock=clock, meters=[ScriptedMeter(clock, {'gpu0': 1.0})], intensity=1.0) as tracker:\n"
+        "    clock.advance(1.0); tracker.step()\n"
+        "print([name for name in ('green_torch.ranks', 'green_torch.job', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,70 @@
+"""Where a process stands among others, and what its job says."""
+
+from __future__ import annotations
+
+import pytest
+
+from green_torch.arguments import energy_meters
+from green_torch.meters import ONCE_PER_NODE, discover
+from green_torch.surroundings import Place, job, place, restarted, same_job
+from green_torch.testing import ScriptedClock, ScriptedMeter
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Nobody else's variables."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, Place(0, 1, 0, None)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "2"}, Place(5, 8, 2, 2)),
+        (
+            {"RANK": "5", "WORLD_SIZE": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+            Place(5, 8, None, -1),
+        ),  # a batch script's
+        ({"RANK": "0", "WORLD_SIZE": "8"}, Place(0, 8, 0, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, Place(3, 8, None, -1)),
+    ],
+)
+def test_place_by_the_environment(monkeypatch, variables, expected):
+    """Rank, world size, local rank and GPU; what can't be known is not guessed."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert place() == expected
+
+
+def test_only_a_restart_of_the_same_job_is_one():
+    """Slurm's id decides where there is one; torchrun's where a run was given one."""
+    slurm = {"job_id": "1", "restart_count": "2"}
+    assert restarted(slurm)
+    assert not restarted({"job_id": "1", "restart_count": "0"})
+    assert restarted({"elastic_restart_count": "1"})
+    assert same_job(slurm, {"job_id": "1"})
+    assert not same_job(slurm, {"job_id": "2"})
+    assert not same_job(slurm, {"elastic_run_id": "a"})
+    assert same_job({"elastic_run_id": "a"}, {"elastic_run_id": "a"})
+    assert not same_job({"elastic_run_id": "none"}, {"elastic_run_id": "none"})
+    assert not same_job({}, {})
+
+
+def test_outside_a_job_nothing_is_said():
+    """No scheduler, no launcher: no field, and no host name."""
+    assert job() == {}
+
+
+def test_a_node_is_metered_once():
+    """Ranks but the first of a node leave out CPU and memory, given or found, and say so."""
+    clock = ScriptedClock()
+    gpu, node = ScriptedMeter(clock, {"gpu1": 1.0}), ScriptedMeter(clock, {"cpu0": 1.0, "dram": 1.0})
+    assert energy_meters([gpu, node], 0.01, Place(0, 2, 0, 0)) == ([gpu, node], ())
+    assert energy_meters([gpu, node], 0.01, Place(1, 2, 1, 1)) == ([gpu], (ONCE_PER_NODE,))
+    found = discover(local_rank=1, node=False)
+    assert ONCE_PER_NODE in found.missing
+    assert not [domain for meter in found.meters for domain in meter.domains if not domain.name.startswith("gpu")]
