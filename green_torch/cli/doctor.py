@@ -1,7 +1,7 @@
 """``green-torch doctor``: what this machine can measure, how each joule will be known, and the line that mends what is missing.
 
-:func:`examine` looks and never raises but for a wrong argument; :func:`show` prints. No network; a few seconds, most of them for
-loading torch and codecarbon. Works without torch, and says so.
+:func:`examine` looks and never raises but for a wrong argument; :func:`show` prints. No network, except that a key of Electricity
+Maps in the environment is tried, once; a few seconds, most of them for loading torch and codecarbon. Works without torch, and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from rich.text import Text
 import green_torch
 from green_torch.calibration import Calibration, calibrate_gpus
 from green_torch.cli.console import HOW_KNOWN
-from green_torch.intensity import pue_for, resolve
+from green_torch.errors import ArgumentError, IntensityError
+from green_torch.intensity import ElectricityMaps, pue_for, resolve
+from green_torch.intensity.electricity_maps import TOKEN_VARIABLES
 from green_torch.meters import discover
 from green_torch.peaks import known_devices, peak_flops
 from green_torch.records import DevicePeak, Domain, IntensityPoint, Method
@@ -92,6 +94,7 @@ class Report:
     peaks: tuple[DevicePeak, ...]
     known_gpus: int
     grid: IntensityPoint
+    live_grid: IntensityPoint | None
     pue: float
     pue_source: str
     integrations: tuple[Integration, ...]
@@ -109,6 +112,7 @@ def examine(region: str | None = None, *, calibrate: bool = False) -> Report:
     pue, pue_source = pue_for(region)
     found = discover()
     missing = list(found.missing)
+    live_grid = _live_grid(region, missing)
     before = [_read(meter) for meter in found.meters]
     begin_ns = time.monotonic_ns()
     torch = _torch(missing)
@@ -135,12 +139,30 @@ def examine(region: str | None = None, *, calibrate: bool = False) -> Report:
         peaks=peaks,
         known_gpus=len(known_devices()),
         grid=grid,
+        live_grid=live_grid,
         pue=pue,
         pue_source=pue_source,
         integrations=integrations,
         calibrations=tuple(calibrations),
         missing=tuple(missing),
     )
+
+
+def _live_grid(region: str | None, missing: list[str]) -> IntensityPoint | None:
+    """The region's figure now, where a key for it stands in the environment; the key is not shown."""
+    variable = next((name for name in TOKEN_VARIABLES if os.environ.get(name)), None)
+    if variable is None:
+        return None
+    if region is None:
+        missing.append(
+            f"live grid intensity: {variable} is set, but not tried without a zone: type green-torch doctor --region FR, say"
+        )
+        return None
+    try:
+        return ElectricityMaps(region).latest()
+    except (ArgumentError, IntensityError) as error:
+        missing.append(f"live grid intensity: {error}")
+        return None
 
 
 def _torch(missing: list[str]) -> Any:
@@ -305,13 +327,20 @@ def show(report: Report, console: Console) -> None:
     )
     for one in report.calibrations:
         _print(console, "Energy counter, calibrated", ("", ""), one.lines())
-    grid = report.grid
-    kind = f"{grid.basis}, {'average' if grid.average else 'marginal'}" + (f", {grid.year}" if grid.year else "")
     _print(
         console,
         "Grid",
         ("region", "intensity", "basis", "source"),
-        [(grid.region, f"{grid.g_per_kwh:.4g} gCO2e/kWh", kind, grid.source)],
+        (
+            (
+                grid.region,
+                f"{grid.g_per_kwh:.4g} gCO2e/kWh",
+                grid.kind + (f", {grid.year}" if grid.year else " now" if grid.time_unix_ns else ""),
+                grid.source,
+            )
+            for grid in (report.grid, report.live_grid)
+            if grid is not None
+        ),
     )
     console.print(Text(f"PUE {report.pue:g}: {report.pue_source}", style="dim"))
     _print(
