@@ -1,0 +1,268 @@
+"""What a run of several processes and starts adds up to, how it ended, and which of its work counts. Pure.
+
+A run is every file that bears its id: one for each rank and each start of the process. Its totals are the sums over them. *Useful*
+totals leave out what an uninterrupted run would not have done: steps that a later segment did again, and the set-up of segments that
+went on from a checkpoint. A run that failed or was killed, and was not taken up again, has no useful part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from green_torch.ledger.sums import combined, known_sum, without_phase
+from green_torch.records import Manifest, Phase, RunTotals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from green_torch.records import RunSummary, StepRecord
+
+QUIET_S = 900.0  # so long a run may write nothing and still be taken for running
+_QUIET_RECORDS = 10  # or so many times as long as its records or phases take, whichever is longer
+
+
+class Status(StrEnum):
+    """How a run, or one start of it, ended. ``superseded`` is for a start whose every step was done again by a later one."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    KILLED = "killed"
+    RUNNING = "running"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file or directory that is left out, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file: one rank of one start of the process.
+
+    ``useful`` is the part of ``totals`` that no later segment did again; ``redone`` says after which step one did. ``capacity_flops`` is
+    peak FLOP/s times the seconds of the train steps, the weight of ``mfu`` and ``hfu`` in a mean; ``None`` where the peak is unknown.
+    """
+
+    path: Path
+    project: str
+    manifest: Manifest
+    status: Status
+    ended_unix_ns: int
+    last_step: int | None
+    totals: RunTotals
+    useful: RunTotals
+    redone_after_step: int | None
+    mfu: float | None
+    hfu: float | None
+    capacity_flops: float | None
+    torn: bool
+    summary_flags: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def redone(self) -> RunTotals:
+        """What steps used that a later segment did again."""
+        return RunTotals() if self.useful is self.totals else combined([(1, self.totals), (-1, self.useful)])
+
+    @property
+    def restart(self) -> RunTotals:
+        """What setting up again after an interruption used: nothing in a first segment."""
+        if self.manifest.resumed_from_step is None:
+            return RunTotals()
+        return combined([(1, self.useful), (-1, without_phase(self.useful, Phase.SETUP))])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run: the sums over its segments on all ranks (steps and seconds too). ``notes`` say what is missing or uncertain in them.
+
+    ``manifest`` is that of its last start, on the first rank.
+    """
+
+    run_id: str
+    name: str
+    project: str
+    status: Status
+    manifest: Manifest
+    segments: tuple[Segment, ...]
+    started_unix_ns: int
+    ended_unix_ns: int
+    totals: RunTotals
+    useful: RunTotals
+    redone: RunTotals
+    restart: RunTotals
+    mfu: float | None
+    hfu: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_steps(self) -> int:
+        """Useful train steps: those of the first rank, since all ranks take each step together."""
+        return 0 if self.lost else sum(one.useful.phase(Phase.TRAIN).n_steps for one in self.first_rank)
+
+    @property
+    def first_rank(self) -> tuple[Segment, ...]:
+        """The segments of the first rank that left any."""
+        if len(self.segments) == 1:
+            return self.segments
+        rank = min(one.manifest.rank for one in self.segments)
+        return tuple(one for one in self.segments if one.manifest.rank == rank)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds that it was under way, downtime left out: the first rank's."""
+        return sum(one.totals.duration_s for one in self.first_rank)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended, well or not."""
+        return self.status is not Status.RUNNING
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed or was killed, and nobody has taken it up again."""
+        return self.status is Status.FAILED or self.status is Status.KILLED
+
+    @property
+    def wasted(self) -> RunTotals:
+        """The totals less the useful part."""
+        return self.totals if self.lost else total((self.redone, self.restart))
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The runs below some directories, by their start, and what there was left out, with the reason."""
+
+    runs: tuple[Run, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def select(self, keep: Callable[[Run], bool]) -> Ledger:
+        """The same with these runs only."""
+        return replace(self, runs=tuple(run for run in self.runs if keep(run)))
+
+
+def status_of(summary: RunSummary | None, record: StepRecord | None, quiet_s: float, *, patience_s: float = QUIET_S) -> Status:
+    """How a segment ended, or that it has not.
+
+    Its own summary tells. Without one it was killed if it has been quiet for longer than ``patience_s``, or ten times what its last
+    record, or one of its evaluations or other phases, took: whichever is longer.
+    """
+    if summary is not None and summary.status in {Status.COMPLETED, Status.FAILED}:
+        return Status(summary.status)
+    if record is not None:
+        spans = [record.duration_s]
+        spans += [
+            phase.duration_s / phase.n_steps
+            for phase in record.totals.phases
+            if phase.phase is not Phase.TRAIN and phase.n_steps
+        ]
+        patience_s = max(patience_s, _QUIET_RECORDS * max(spans))
+    return Status.RUNNING if quiet_s <= patience_s else Status.KILLED
+
+
+def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], RunTotals]) -> Run:
+    """The run that these segments, of one id, make up. ``totals_at`` tells a segment's totals up to a step.
+
+    Of the steps that two segments did, the later one's count. A later segment is one that started after this one's last record.
+    """
+    ordered = sorted(segments, key=lambda one: (one.manifest.started_unix_ns, one.manifest.rank))
+    ordered = [
+        replace(one, status=Status.KILLED) if one.status is Status.RUNNING and _followed(one, ordered) else one
+        for one in ordered
+    ]
+    last = ordered[-1]
+    if any(one.manifest.resumed_from_step is not None for one in ordered):
+        ordered = [_judged(one, ordered, totals_at) for one in ordered]
+    job = [one for one in ordered if one.path == last.path or one.ended_unix_ns > last.manifest.started_unix_ns]
+    status = next(
+        (status for status in (Status.RUNNING, Status.FAILED, Status.KILLED) if any(one.status is status for one in job)),
+        Status.COMPLETED,
+    )
+    all_of_it = total(one.totals for one in ordered)
+    kept = total(one.useful for one in ordered)
+    restart = total(one.restart for one in ordered)
+    lost = status in {Status.FAILED, Status.KILLED}
+    manifest = next((one.manifest for one in job if one.manifest.rank == 0), last.manifest)
+    return Run(
+        run_id=manifest.run_id,
+        name=manifest.label or manifest.run_name,
+        project=ordered[0].project,
+        status=status,
+        manifest=manifest,
+        segments=tuple(ordered),
+        started_unix_ns=ordered[0].manifest.started_unix_ns,
+        ended_unix_ns=max(one.ended_unix_ns for one in ordered),
+        totals=all_of_it,
+        useful=RunTotals() if lost else combined([(1, kept), (-1, restart)]) if restart.phases else kept,
+        redone=total(one.redone for one in ordered),
+        restart=restart,
+        mfu=_mean(ordered, "mfu"),
+        hfu=_mean(ordered, "hfu"),
+        notes=tuple(_notes(ordered, job)),
+    )
+
+
+def _judged(own: Segment, all_: Sequence[Segment], totals_at: Callable[[Segment, int], RunTotals]) -> Segment:
+    """The segment with the part of it that counts."""
+    steps = [
+        other.manifest.resumed_from_step
+        for other in all_
+        if other.manifest.resumed_from_step is not None and _later(own, other)
+    ]
+    if not steps:
+        return own
+    step = min(steps)
+    begun_after = own.manifest.resumed_from_step
+    if begun_after is not None and step <= begun_after:
+        useful = RunTotals()
+    elif own.last_step is not None and own.last_step <= step:
+        return own
+    else:
+        useful = totals_at(own, step)
+    status = own.status if useful.phase(Phase.TRAIN).n_steps else Status.SUPERSEDED
+    return replace(own, useful=useful, redone_after_step=step, status=status)
+
+
+def total(totals: Iterable[RunTotals]) -> RunTotals:
+    """The sum of those that hold anything."""
+    parts = [(1.0, one) for one in totals if one.phases]
+    return combined(parts) if parts else RunTotals()
+
+
+def _mean(segments: Sequence[Segment], name: str) -> float | None:
+    """The mean of a utilisation, each segment by what its device could have done."""
+    known = [
+        (one.capacity_flops, value) for one in segments if one.capacity_flops and (value := getattr(one, name)) is not None
+    ]
+    total = known_sum(capacity for capacity, _ in known)
+    return sum(capacity * value for capacity, value in known) / total if total else None
+
+
+def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]:
+    newest = job[-1].manifest
+    absent = newest.world_size - len({one.manifest.rank for one in job})
+    if absent > 0:
+        yield f"{absent} of {newest.world_size} ranks left no file: their joules are missing"
+    more_starts = len(segments) > len({one.manifest.rank for one in segments})
+    if more_starts and any(_began_after_another(one, segments) for one in segments if one.manifest.previous_segment is None):
+        yield "a start of this run tells no checkpoint that it went on from: what was done twice before it is not known"
+
+
+def _followed(own: Segment, all_: Sequence[Segment]) -> bool:
+    """Whether this rank was started again later: then this start is over."""
+    return any(_later(own, other) and other.manifest.rank == own.manifest.rank for other in all_)
+
+
+def _began_after_another(own: Segment, all_: Sequence[Segment]) -> bool:
+    return any(_later(other, own) and other.manifest.rank == own.manifest.rank for other in all_)
+
+
+def _later(own: Segment, other: Segment) -> bool:
+    """Whether the other one began when this one's last record was written, or after that."""
+    return other is not own and own.ended_unix_ns <= other.manifest.started_unix_ns
