@@ -42,12 +42,13 @@ FLOORS: tuple[frozenset[str], ...] = (
             "surroundings",
             "warned",
             "batch",
+            "schedule",  # below the tracker, which pauses by it
         }
     ),
     frozenset({"recorder", "journal", "segments", "job", "estimate"}),
     frozenset({"ranks", "arguments"}),
     frozenset({"tracker"}),
-    frozenset({"lightning", "transformers", "experiment", "ledger", "schedule", "testing"}),
+    frozenset({"lightning", "transformers", "experiment", "ledger", "testing"}),
     frozenset({"gpt"}),  # a Workload of experiment's
     frozenset({"cli", "tensorboard_plugin"}),
 )

@@ -63,7 +63,42 @@ def test_a_short_run_reads_back_record_by_record():
         "unmetered_steps": 0,
         "uncounted_steps": 0,
         "excluded_steps": 0,
+        "capacity_flops": pytest.approx(98.9e12),
     }
+
+
+def test_the_device_capacity_is_summed_where_flops_are_known():
+    """MFU of a block is its model FLOPs over its capacity, which covers the same records."""
+    records = [make_record(step, model_flops=None) if step % 2 else make_record(step) for step in range(1, 402)]
+    block = parse(after(records))["blocks"][0]
+    assert block["n_steps"] == 4
+    assert block["uncounted_steps"] == 2
+    assert block["model_flops"] / block["capacity_flops"] == pytest.approx(7e12 / 98.9e12)
+    assert parse(after([make_record(peak_flop_per_s=None)]))["blocks"][0]["capacity_flops"] is None
+
+
+def test_other_phases_are_told_with_their_times():
+    """An evaluation stands under spans, at its seconds since the first record's start; the start itself is a Unix time."""
+    builder = after([make_record(1), make_record(2), make_record(3, phase=Phase.EVAL, peak_memory_bytes=2**31)])
+    snapshot = parse(builder)
+    span = dict(zip(snapshot["span_columns"], snapshot["spans"][0], strict=True))
+    assert span == {"phase": "eval", "step": 3, "start_s": 0.2, "end_s": 0.3, "energy_j": 30.0, "emissions_g": 1e-3}
+    assert snapshot["n_spans"] == 1
+    assert snapshot["origin_unix_s"] == pytest.approx(1_700_000_000.0)
+    assert snapshot["peak_memory_bytes"] == 2**31
+
+
+def test_of_many_phases_the_longest_are_kept_in_order():
+    """However many short saves there are, there are at most 64 spans, in order, and the one long evaluation is among them."""
+    records = [make_record(step, phase=Phase.SAVE) for step in range(1, 1000)]
+    records[500] = make_record(501, phase=Phase.EVAL, start_ns=50_000_000_000, end_ns=50_100_000_001)
+    snapshot = parse(after(records))
+    starts = [row[2] for row in snapshot["spans"]]
+    assert 32 <= len(starts) <= 64
+    assert starts == sorted(starts)
+    assert snapshot["n_spans"] == 999
+    assert "eval" in {row[0] for row in snapshot["spans"]}
+    assert max(starts) > 90
 
 
 @pytest.mark.parametrize("records", [200, 201, 400, 401, 5000])

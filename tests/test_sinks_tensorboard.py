@@ -41,6 +41,8 @@ DETAIL = {
     "green_detail/energy_hi_per_step_J": 30.1,
     "green_detail/facility_energy_per_step_J": 36.0,
     "green_detail/power_gpu0_W": 300.0,
+    "green_detail/power_lo_gpu0_W": 299.0,
+    "green_detail/power_hi_gpu0_W": 301.0,
 }
 
 

@@ -1,0 +1,209 @@
+"""The tab's server side: static files, and what TensorBoard has read of each run as plain JSON.
+
+Everything comes through TensorBoard's data provider, so it works with either data loader and with whatever the log directory is.
+
+| path | answer |
+|---|---|
+| ``/runs?have=DIGEST,…`` | each run's newest snapshot; those that the page has already come as their digest alone |
+| ``/tags?run=R&run=…`` | names of the scalar tags, by run |
+| ``/scalars?run=R&tag=T&tag=…`` | series of one run: steps, Unix seconds, values |
+| ``/last?tag=T&run=R&run=…`` | the last point of a tag, by run |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tensorboard import errors, plugin_util  # type: ignore[import-untyped]  # tensorboard ships no types
+from tensorboard.backend import http_util  # type: ignore[import-untyped]
+from tensorboard.data import provider  # type: ignore[import-untyped]
+from tensorboard.plugins import base_plugin  # type: ignore[import-untyped]
+from werkzeug import wrappers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PLUGIN_NAME = "green"
+SNAPSHOT_TAG = "green/snapshot"
+STATIC = Path(__file__).resolve().parent / "static"
+
+_SCALARS = "scalars"  # TensorBoard's own plugin
+_MAX_POINTS = 2000
+_MAX_TAGS = 64  # of one request
+_MAX_SNAPSHOT_BYTES = 1_000_000
+_DIGEST_BYTES = 8
+_MIME = {
+    ".js": "application/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+
+
+class GreenPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # its base has no types either
+    """Answers the page's requests."""
+
+    plugin_name = PLUGIN_NAME
+
+    def __init__(self, context: Any) -> None:
+        self._provider = context.data_provider
+
+    def is_active(self) -> bool:
+        """False: TensorBoard asks the data provider first, which knows whether a run has a snapshot."""
+        return False
+
+    def frontend_metadata(self) -> Any:
+        """Where the page's code is."""
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="Green")
+
+    def data_plugin_names(self) -> tuple[str, ...]:
+        """Whose data make the tab active."""
+        return (PLUGIN_NAME,)
+
+    def get_plugin_apps(self) -> Mapping[str, Callable[..., Any]]:
+        """Every path that is answered; each static file is one, so no other file can be asked for."""
+        apps: dict[str, Callable[..., Any]] = {
+            f"/{path.name}": _static(path) for path in sorted(STATIC.iterdir()) if path.suffix in _MIME
+        }
+        for name, answer in (
+            ("runs", self._runs),
+            ("tags", self._tags),
+            ("scalars", self._scalars),
+            ("last", self._last),
+        ):
+            apps[f"/{name}"] = _json(answer)
+        return apps
+
+    def _runs(self, request: wrappers.Request) -> str:
+        """Each run's last snapshot as it was written, put together without decoding it again."""
+        ctx, experiment = _place(request)
+        have = frozenset(request.args.get("have", "").split(","))
+        read = self._provider.read_tensors(
+            ctx,
+            experiment_id=experiment,
+            plugin_name=PLUGIN_NAME,
+            downsample=1,  # the most recent is always kept
+            run_tag_filter=provider.RunTagFilter(tags=[SNAPSHOT_TAG]),
+        )
+        rows = []
+        for run, tags in sorted(read.items()):
+            for points in tags.values():
+                if points:
+                    digest, content = _checked(_bytes(points[-1].numpy))
+                    head = _dumps({"run": run, "digest": digest, "wall_s": _finite(points[-1].wall_time)})
+                    rows.append(head if digest in have else f"{head[:-1]},{content}}}")
+        n_runs = len(self._provider.list_runs(ctx, experiment_id=experiment))
+        return f'{{"n_runs":{n_runs},"runs":[{",".join(rows)}]}}'
+
+    def _tags(self, request: wrappers.Request) -> str:
+        ctx, experiment = _place(request)
+        found = self._provider.list_scalars(
+            ctx,
+            experiment_id=experiment,
+            plugin_name=_SCALARS,
+            run_tag_filter=provider.RunTagFilter(runs=request.args.getlist("run") or None),
+        )
+        return _dumps({run: sorted(tags) for run, tags in found.items()})
+
+    def _scalars(self, request: wrappers.Request) -> str:
+        run = request.args.get("run", "")
+        read = self._read(request, [run], request.args.getlist("tag"), _MAX_POINTS)
+        return _dumps(
+            {
+                tag: {
+                    "step": [point.step for point in points],
+                    "wall_s": [_finite(point.wall_time) for point in points],
+                    "value": [_finite(point.value) for point in points],
+                }
+                for tag, points in read.get(run, {}).items()
+            }
+        )
+
+    def _last(self, request: wrappers.Request) -> str:
+        read = self._read(request, request.args.getlist("run") or None, request.args.getlist("tag"), 1)
+        return _dumps(
+            {
+                run: {tag: [points[-1].step, _finite(points[-1].value)] for tag, points in tags.items() if points}
+                for run, tags in read.items()
+            }
+        )
+
+    def _read(self, request: wrappers.Request, runs: list[str] | None, tags: list[str], points: int) -> Any:
+        if not tags or len(tags) > _MAX_TAGS:
+            raise errors.InvalidArgumentError(f"ask for 1 to {_MAX_TAGS} tags, not {len(tags)}")
+        ctx, experiment = _place(request)
+        return self._provider.read_scalars(
+            ctx,
+            experiment_id=experiment,
+            plugin_name=_SCALARS,
+            downsample=points,
+            run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
+        )
+
+
+def _place(request: wrappers.Request) -> tuple[Any, str]:
+    """The request's context and experiment, as TensorBoard's own plugins find them."""
+    return plugin_util.context(request.environ), plugin_util.experiment_id(request.environ)
+
+
+def _static(path: Path) -> Callable[..., Any]:
+    """Serves one file of ours."""
+
+    @wrappers.Request.application
+    def serve(request: wrappers.Request) -> Any:
+        return http_util.Respond(request, path.read_bytes(), _MIME[path.suffix])
+
+    return serve
+
+
+def _json(answer: Callable[[wrappers.Request], str]) -> Callable[..., Any]:
+    """Serves what a method answers; TensorBoard compresses it where the browser can take that."""
+
+    @wrappers.Request.application
+    def serve(request: wrappers.Request) -> Any:
+        try:
+            return http_util.Respond(request, answer(request), "application/json")
+        except errors.NotFoundError:  # an experiment without data yet
+            return http_util.Respond(request, "{}", "application/json")
+
+    return serve
+
+
+def _bytes(value: Any) -> bytes:
+    """The string of a one-element tensor; empty where the tensor is something else."""
+    try:
+        item = value.item()
+    except (AttributeError, ValueError):
+        return b""
+    return item if isinstance(item, bytes) else str(item).encode("utf-8", "replace")
+
+
+@lru_cache(maxsize=512)
+def _checked(raw: bytes) -> tuple[str, str]:
+    """A digest of a snapshot, and the member of a JSON object that holds it: ``"snapshot": …``, or ``"problem": "…"``."""
+    digest = hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()
+    if len(raw) > _MAX_SNAPSHOT_BYTES:
+        return digest, f'"problem":{_dumps(f"its snapshot has {len(raw)} bytes, more than green_torch writes")}'
+    constants: list[str] = []
+    try:
+        text = raw.decode("utf-8")
+        snapshot = json.loads(text, parse_constant=constants.append)  # NaN and infinities read null
+    except (ValueError, RecursionError):
+        return digest, '"problem":"its snapshot is no JSON: another program may have written it, or the event file is damaged"'
+    if not isinstance(snapshot, dict):
+        return digest, '"problem":"its snapshot is not one of green_torch"'
+    return digest, f'"snapshot":{_dumps(snapshot) if constants else text}'
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,324 @@
+// Asking the server, and a snapshot as the views want it. What a snapshot lacks, or has in another shape, reads null.
+
+import { known, short, tick } from "./format.js";
+import { corrected, difference, gainRange, spread, stretches, sum } from "./stats.js";
+
+const SCHEMA = 1;
+const MOST_KEPT = 2000; // digests that fit into an address
+const STALE_S = 900; // a running run writes a snapshot every 10 minutes or more often
+const WARM_UP_STEPS = 3; // left out of differences: caches, clocks and allocators settle
+const SAME_BATCH = 0.01; // relative: a last batch that is not full is no other batch size
+const SAME_LOSS = 0.05;
+export const UNITS = { token: "tokens", sample: "samples", step: "steps" };
+
+async function ask(path, parameters = []) {
+  const url = new URL(path, import.meta.url);
+  for (const [key, value] of parameters) url.searchParams.append(key, value);
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`TensorBoard answered ${answer.status} ${answer.statusText} to ${path}`);
+  return answer.json();
+}
+
+export const askTags = (runs) => ask("tags", runs.map((run) => ["run", run]));
+export const askScalars = (run, tags) => ask("scalars", [["run", run], ...tags.map((tag) => ["tag", tag])]);
+export const askLast = (tag, runs) => ask("last", [["tag", tag], ...runs.map((run) => ["run", run])]);
+export const askRegions = () => ask("regions.json");
+
+/** The runs so far; those in `before` whose snapshot is the same are kept as they are. */
+export async function askRuns(before) {
+  const have = new Map(before.map((run) => [run.digest, run]));
+  const answer = await ask("runs", have.size ? [["have", [...have.keys()].slice(0, MOST_KEPT).join(",")]] : []);
+  const rows = Array.isArray(answer.runs) ? answer.runs : [];
+  const kept = new Map(before.map((run) => [`${run.id}\n${run.digest}`, run]));
+  const runs = [];
+  for (const row of rows) {
+    let run = kept.get(`${row.run}\n${row.digest}`);
+    if (!run && !row.snapshot && !row.problem && have.has(row.digest)) run = { ...have.get(row.digest), id: row.run };
+    runs.push(run ?? readRun(row));
+  }
+  return { nRuns: answer.n_runs ?? runs.length, runs: relabelled(runs) };
+}
+
+/** A run of the answer, whatever its snapshot holds. */
+function readRun(row) {
+  const bare = { id: String(row.run), digest: row.digest, wallS: row.wall_s, label: String(row.run) || ".", problem: row.problem ?? "" };
+  if (bare.problem || !row.snapshot) return { ...bare, problem: bare.problem || "it has no snapshot" };
+  try {
+    return readSnapshot(row.snapshot, bare);
+  } catch (error) {
+    return { ...bare, problem: `its snapshot can't be read (${error.message})` };
+  }
+}
+
+const number = (value) => (known(value) ? value : null);
+const text = (value) => (typeof value === "string" ? value : "");
+const list = (value) => (Array.isArray(value) ? value : []);
+const object = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
+const table = (columns, rows) => list(rows).map((row) => Object.fromEntries(list(columns).map((name, k) => [name, list(row)[k]])));
+
+function readSnapshot(snapshot, bare) {
+  if (number(snapshot.schema) > SCHEMA) {
+    return { ...bare, problem: `its snapshot is of version ${snapshot.schema}, newer than this page: pip install --upgrade green-torch` };
+  }
+  const manifest = object(snapshot.manifest);
+  const summary = object(snapshot.summary);
+  const totals = object(snapshot.totals);
+  const blocks = table(snapshot.columns, snapshot.blocks);
+  const energies = new Map(list(totals.domains).map((one) => [one?.name, object(one)]));
+  const run = {
+    ...bare,
+    manifest,
+    label: text(manifest.label) || text(manifest.run_name) || bare.id || ".",
+    name: text(manifest.run_name),
+    runId: text(manifest.run_id),
+    status: text(snapshot.status) || "running",
+    device: text(manifest.device),
+    model: text(manifest.model),
+    parameters: number(manifest.parameters),
+    worldSize: number(manifest.world_size) ?? 1,
+    startedS: number(manifest.started_unix_ns) === null ? null : manifest.started_unix_ns / 1e9,
+    originS: number(snapshot.origin_unix_s),
+    domains: list(manifest.domains).map(object).map((domain) => ({
+      name: text(domain.name),
+      method: text(domain.method),
+      device: text(domain.device),
+      source: text(domain.source),
+      gainError: number(domain.gain_error),
+      shared: Boolean(domain.shared),
+      energyJ: number(energies.get(domain.name)?.energy_j),
+    })),
+    missing: list(manifest.missing).map(text),
+    grid: manifest.intensity ? object(manifest.intensity) : null,
+    pue: number(manifest.pue),
+    pueSource: text(manifest.pue_source),
+    price: number(manifest.price_per_kwh),
+    peaks: list(manifest.peaks).map(object),
+    plannedSteps: number(manifest.planned_steps),
+    carriedJ: number(manifest.carried_energy_j),
+    carriedG: number(manifest.carried_emissions_g),
+    resumedFrom: number(manifest.resumed_from_step),
+    flags: object(snapshot.flags),
+    warnings: list(summary.warnings).map(text),
+    lastStep: number(snapshot.last_step),
+    excludedSteps: number(object(snapshot.excluded).n_steps) ?? 0,
+    peakMemory: number(summary.peak_memory_bytes) ?? number(snapshot.peak_memory_bytes),
+    phases: list(snapshot.phases).map(object),
+    spans: table(snapshot.span_columns, snapshot.spans),
+    nSpans: number(snapshot.n_spans) ?? 0,
+    totals,
+    blocks,
+  };
+  const job = snapshot.job ?? summary.job;
+  run.job = job && typeof job === "object" ? job : null;
+  return Object.assign(run, figures(run, summary, run.job));
+}
+
+/** What a run's rates are made of: the quantity, and the blocks that know it. */
+const QUANTITIES = { energy: "energy_j", time: "duration_s", emissions: "emissions_g" };
+const WORK = { token: "tokens", sample: "samples", step: "n_steps" };
+
+/** The means over typical train steps, each over the blocks that know both sides of it. */
+function figures(run, summary, job) {
+  const { blocks } = run;
+  const metered = blocks.filter((block) => known(block.energy_j) && !block.unmetered_steps);
+  const counted = blocks.filter((block) => !block.uncounted_steps);
+  const ratio = (chosen, top, bottom) => {
+    const both = chosen.filter((block) => known(block[top]) && known(block[bottom]));
+    const [a, b] = [sum(both.map((block) => block[top])), sum(both.map((block) => block[bottom]))];
+    return both.length && b > 0 ? a / b : null;
+  };
+  const train = object(run.phases.find((phase) => phase.phase === "train"));
+  // rank zero speaks for all ranks: what they used and did over what it did
+  const over = (all, own) => (known(all) && own > 0 ? all / own : 1);
+  const scale = { energy: over(job?.energy_j, run.totals.energy_j), token: over(job?.tokens, train.tokens), sample: over(job?.samples, train.samples), step: 1 };
+  const rates = (quantity) => {
+    const chosen = quantity === "time" ? blocks : metered;
+    const more = quantity === "time" ? 1 : scale.energy;
+    return Object.fromEntries(Object.entries(WORK).map(([unit, work]) => {
+      const value = ratio(chosen, QUANTITIES[quantity], work);
+      return [unit, value === null ? null : { value: (value * more) / scale[unit], series: series(chosen, QUANTITIES[quantity], work) }];
+    }));
+  };
+  const [energy, time, emissions] = ["energy", "time", "emissions"].map(rates);
+  const steps = blocks.reduce((total, block) => total + (block.n_steps || 0), 0);
+  const perStep = (unit) => (ratio(blocks, WORK[unit], "n_steps") ?? 0) * scale[unit];
+  const hardware = counted.every((block) => known(block.hardware_flops)) ? ratio(counted, "hardware_flops", "capacity_flops") : null;
+  const power = ratio(metered, "energy_j", "duration_s");
+  return {
+    unit: time.token ? "token" : time.sample ? "sample" : "step",
+    energy,
+    time,
+    emissions,
+    steps,
+    perStep: { token: perStep("token"), sample: perStep("sample"), step: 1 },
+    power: power === null ? null : power * scale.energy,
+    mfu: number(job?.mfu) ?? ratio(counted, "model_flops", "capacity_flops") ?? number(summary.mfu),
+    hfu: number(job?.hfu) ?? hardware ?? number(summary.hfu),
+    modelFlopPerS: times(ratio(counted, "model_flops", "duration_s") ?? number(summary.model_flop_per_s), over(job?.model_flops, train.model_flops)),
+    peakFlopPerS: number(job?.peak_flop_per_s) ?? number(summary.peak_flop_per_s) ?? ratio(counted, "capacity_flops", "duration_s"),
+    totalJ: job ? plus(number(job.energy_j), number(job.carried_energy_j)) : plus(number(run.totals.energy_j), run.carriedJ),
+    totalG: job ? plus(number(job.emissions_g), number(job.carried_emissions_g)) : plus(number(run.totals.emissions_g), run.carriedG),
+    bounds: boundsOf(run, summary),
+  };
+}
+
+const times = (a, b) => (a === null ? null : a * b);
+
+/** The rates of stretches of the run past its first steps, in order of time; null where one is not above zero. */
+function series(blocks, top, bottom) {
+  if (!blocks.length) return null;
+  const first = blocks[0].first_step - (blocks[0].excluded_steps || 0);
+  const warm = blocks.filter((block) => block.first_step - first >= WARM_UP_STEPS && known(block[top]) && known(block[bottom]));
+  const rates = stretches(warm).map((group) => sum(group.map((block) => block[top])) / sum(group.map((block) => block[bottom])));
+  return rates.length && rates.every((rate) => rate > 0 && Number.isFinite(rate)) ? rates : null;
+}
+
+const plus = (a, b) => (a === null ? b : b === null ? a : a + b);
+
+/** [lowest, highest] of the run's joules over their estimate, from the meter's bounds as one interval; null where there are none. */
+function boundsOf(run, summary) {
+  const [lo, hi, at] = [summary.energy_per_step_lo_j, summary.energy_per_step_hi_j, summary.energy_per_step_j];
+  if (known(lo) && known(hi) && at > 0) return [lo / at, hi / at];
+  const train = run.phases.find((phase) => phase.phase === "train");
+  if (train && known(train.energy_lo_j) && known(train.energy_hi_j) && train.energy_j > 0) {
+    return [train.energy_lo_j / train.energy_j, train.energy_hi_j / train.energy_j];
+  }
+  return null;
+}
+
+/** Runs of the same label are told apart by TensorBoard's name of them. */
+function relabelled(runs) {
+  const uses = new Map();
+  for (const run of runs) uses.set(run.label, (uses.get(run.label) ?? 0) + 1);
+  return runs.map((run, index) => ({
+    ...run,
+    index,
+    told: uses.get(run.label) > 1 && run.label !== run.id ? `${short(run.label, 40)} · ${run.id || "."}` : run.label,
+  }));
+}
+
+/** completed, failed, running; "silent" for a running one that nobody has heard of for long. */
+export function statusOf(run) {
+  if (run.status !== "running") return run.status;
+  return known(run.wallS) && Date.now() / 1000 - run.wallS > STALE_S ? "silent" : "running";
+}
+
+/** "counter", "sampled", "estimated", "mixed", or "" where nothing is metered. */
+export function methodOf(run) {
+  const methods = new Set(run.domains.map((domain) => domain.method));
+  return methods.size > 1 ? "mixed" : methods.size ? [...methods][0] : "";
+}
+
+export const isModelled = (run) => run.domains.length > 0 && run.domains.every((domain) => domain.method === "estimated");
+
+/** The unit of work that all of these runs count. */
+export function commonUnit(runs) {
+  return ["token", "sample", "step"].find((unit) => runs.every((run) => run.time[unit])) ?? "step";
+}
+
+/** The rate's interval, by the scatter between stretches; for joules widened by the meter's bounds. */
+export function interval(run, quantity, unit) {
+  const found = run[quantity][unit];
+  if (!found) return null;
+  const scatter = found.series && spread(found.series);
+  const bounds = quantity === "time" ? null : run.bounds;
+  if (!scatter && !bounds) return null;
+  const [lo, hi] = scatter ?? [1, 1];
+  return [found.value * lo * Math.min(1, bounds?.[0] ?? 1), found.value * hi * Math.max(1, bounds?.[1] ?? 1)];
+}
+
+const peakName = (run) => run.peaks.map((peak) => `${peak.device} ${peak.dtype} ${peak.flop_per_s}`).sort().join("; ");
+export const samePeaks = (runs) => new Set(runs.map(peakName)).size <= 1;
+const unnumbered = (name) => name.replace(/\d+$/, "");
+const meteredAs = (run) => run.domains.map((domain) => `${unnumbered(domain.name)} by ${domain.method}`).sort().join(", ");
+const devices = (run) => run.domains.map((domain) => domain.device).sort().join(", ");
+const gridName = (grid) => (grid ? `${grid.region} (${grid.basis}, ${grid.average === false ? "marginal" : "average"})` : "an intensity provider");
+
+/**
+ * Why a run can't be compared with the baseline. `firm`: nothing to compare; `soft`: it can be asked for all the same; `carbon`: grams
+ * alone. The same questions as `green-torch compare runs/a runs/b` asks.
+ */
+export function obstacles(base, run) {
+  let firm = "";
+  if (base.unit !== run.unit) firm = `its work is counted in ${UNITS[run.unit]}, the baseline's in ${UNITS[base.unit]}`;
+  else if (!run.time[run.unit]?.series || !base.time[base.unit]?.series) firm = "too few typical steps were measured yet";
+  const unit = WORK[run.unit];
+  const soft = [
+    ["the model is", base.model, run.model],
+    ["parameters are", base.parameters?.toLocaleString("en-US"), run.parameters?.toLocaleString("en-US")],
+    ["the device is", base.device, run.device],
+    ["metered are", devices(base), devices(run)],
+    ["joules are known of", meteredAs(base), meteredAs(run)],
+    ["processes are", base.worldSize, run.worldSize],
+  ].filter(([, own, theirs]) => own && theirs && own !== theirs).map(([what, own, theirs]) => `${what} ${short(theirs, 60)} against ${short(own, 60)}`);
+  const [own, theirs] = [base.perStep[run.unit], run.perStep[run.unit]];
+  if (run.unit !== "step" && own && theirs && Math.abs(theirs / own - 1) > SAME_BATCH) soft.push(`the batch is ${tick(theirs)} ${unit} a step against ${tick(own)}`);
+  let carbon = "";
+  if (gridName(base.grid) !== gridName(run.grid) || base.grid?.g_per_kwh !== run.grid?.g_per_kwh) carbon = `the grid is ${short(gridName(run.grid), 60)} against ${short(gridName(base.grid), 60)}: Savings puts both on one`;
+  else if (base.pue !== run.pue) carbon = `PUE is ${run.pue} against ${base.pue}: Savings puts both on one`;
+  return { firm, soft: [...new Set(soft)], carbon };
+}
+
+/** What matters to how a comparison is read. */
+export function cautions(base, run, loss, force) {
+  const found = [];
+  const { soft } = obstacles(base, run);
+  if (force && soft.length) found.push(`compared all the same: ${soft.join("; ")}`);
+  if (loss && known(loss.base) && known(loss.run) && Math.abs(loss.run - loss.base) > SAME_LOSS * Math.abs(loss.base)) {
+    found.push("another training, by the final loss: more than 5 % apart");
+  }
+  if ([base, run].some((one) => one.domains.some((domain) => domain.shared))) found.push("the meter was shared with other processes");
+  return found;
+}
+
+/** The difference of "energy" or "time" per unit of work against the baseline, one of `nCompared`: {refused} or a difference. */
+export function against(base, run, quantity, { nCompared = 1, force = false } = {}) {
+  const { firm, soft } = obstacles(base, run);
+  if (firm || (soft.length && !force)) return { refused: firm || soft.join("; ") };
+  const [a, b] = [base[quantity][run.unit], run[quantity][run.unit]];
+  if (!a?.series || !b?.series) return { refused: quantity === "energy" ? "energy was not measured in both" : "not known in both" };
+  const found = difference(a.series, b.series, quantity === "time" ? { nCompared } : { nCompared, instrument: instrument(base, run), gain: gains(base, run) });
+  return found;
+}
+
+export const eachConfidence = (nCompared) => corrected(0.95, nCompared);
+
+/** The relative difference that the meters' bounds allow. */
+function instrument(base, run) {
+  if (!base.bounds || !run.bounds) return null;
+  const ratioOf = run.energy[run.unit].value / base.energy[base.unit].value;
+  return [(ratioOf * run.bounds[0]) / base.bounds[1] - 1, (ratioOf * run.bounds[1]) / base.bounds[0] - 1];
+}
+
+/** How far the sensors' gain errors may shift the ratio: of the same sensors together, of other devices each by itself. */
+function gains(base, run) {
+  const byKind = (one) => {
+    const found = new Map();
+    for (const { name, energyJ, gainError } of one.domains) {
+      const [joules, error] = found.get(unnumbered(name)) ?? [0, 0];
+      found.set(unnumbered(name), [joules + (energyJ ?? NaN), gainError === null || error === null ? null : Math.max(error, gainError)]);
+    }
+    return found;
+  };
+  const [a, b] = [byKind(base), byKind(run)];
+  if (devices(base) === devices(run) && [...a.keys()].every((kind) => b.has(kind)) && a.size === b.size) {
+    return gainRange([...a].map(([kind, [joules, error]]) => [joules, b.get(kind)[0], error]));
+  }
+  const worst = [base, run].map((one) => Math.max(...one.domains.map((domain) => domain.gainError ?? NaN)));
+  return worst.every(known) ? [(1 - worst[1]) / (1 + worst[0]), (1 + worst[1]) / (1 - worst[0])] : null;
+}
+
+/** TensorBoard runs that may hold this run's loss: its own, and the one above where ours had to be the sub-run "green". */
+export function lossHomes(run) {
+  if (run.id === "green") return ["green", "."];
+  return run.id.endsWith("/green") ? [run.id, run.id.slice(0, -"/green".length)] : [run.id];
+}
+
+/** Of these tags the one that is most likely the training loss; "" where none says so. */
+export function likelyLoss(tags) {
+  const asked = ["train_loss", "train/loss", "loss/train", "training_loss", "loss", "Loss/train", "train_loss_step"];
+  const found = asked.find((tag) => tags.includes(tag));
+  if (found) return found;
+  const alike = tags.filter((tag) => /loss/i.test(tag) && !/^green/.test(tag));
+  return alike.sort((a, b) => /val|test|eval/i.test(a) - /val|test|eval/i.test(b) || a.length - b.length)[0] ?? "";
+}

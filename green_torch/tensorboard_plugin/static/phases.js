@@ -1,0 +1,101 @@
+// Phases: where a run's energy went, and what of it was for nothing.
+
+import { statusOf } from "./data.js";
+import { fill, h, named } from "./dom.js";
+import * as f from "./format.js";
+
+const WORDS = { train: "training", eval: "evaluation", save: "saving", setup: "setup", paused: "paused", other: "other" };
+const TOTAL = "green/energy_total_kWh";
+
+export function mount(root) {
+  const body = h("div", { class: "stack" });
+  root.append(body);
+  let asked = 0;
+  return {
+    async update(ctx) {
+      asked += 1;
+      const mine = asked;
+      const show = (done) => fill(body, tables(ctx, done));
+      show(new Map());
+      const resumed = ctx.chosen.filter((run) => f.known(run.resumedFrom));
+      if (!resumed.length) return;
+      const done = new Map();
+      await Promise.all(resumed.map(async (run) => {
+        try {
+          done.set(run.id, doneAgain(run, (await ctx.scalars(run, [TOTAL]))[TOTAL]));
+        } catch {
+          // the table says that it is not known
+        }
+      }));
+      if (mine === asked && ctx.state.view === "phases") show(done);
+    },
+  };
+}
+
+/**
+ * Joules that earlier segments spent past the checkpoint: what they used in all, less the total at the checkpoint's step; null where that
+ * was not seen. (TensorBoard itself drops the points of steps that come again.)
+ */
+function doneAgain(run, series) {
+  const carried = run.job?.carried_energy_j ?? run.carriedJ;
+  if (!series || run.startedS === null || !f.known(carried)) return null;
+  const saved = series.step.map((step, k) => [step, series.wall_s[k], series.value[k]])
+    .filter(([step, wall, value]) => step <= run.resumedFrom && wall < run.startedS && f.known(value)).at(-1);
+  const until = run.resumedFrom < 0 ? 0 : saved ? saved[2] * f.J_PER_KWH : null;
+  return until === null ? null : Math.max(0, carried - until);
+}
+
+function tables(ctx, done) {
+  return [
+    h("section", { class: "panel" }, h("h2", {}, "Phases"),
+      h("div", { class: "scroll", tabindex: 0, "data-scroll": "phases", role: "region", "aria-label": "Phases table" }, h("table", { class: "projection phases" },
+        h("thead", {}, h("tr", {}, ["Run", "Phase", "Times", "Duration", "Energy", "Share", "", "Emissions", "Power"].map((title) => h("th", { scope: "col" }, title)))),
+        ctx.chosen.slice(0, 60).map((run) => h("tbody", {}, rowsOf(ctx, run))))),
+      h("p", { class: "note" }, "Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.")),
+    waste(ctx, done),
+  ];
+}
+
+function rowsOf(ctx, run) {
+  const total = run.totals.energy_j;
+  const seen = run.phases.filter((phase) => phase.n_steps || phase.energy_j || phase.duration_s);
+  const head = (rows) => h("th", { scope: "rowgroup", rowspan: rows }, h("i", { class: "swatch", style: { "--c": ctx.color(run) } }), named(run.told, { class: "strong" }));
+  if (!seen.length) return h("tr", {}, head(1), h("td", { colspan: 8, class: "faded" }, "no record yet"));
+  return [...seen, null].map((phase, k) => {
+    const one = phase ?? { ...run.totals, n_steps: null };
+    const share = f.known(one.energy_j) && total > 0 ? one.energy_j / total : null;
+    return h("tr", { class: phase ? "" : "sum" },
+      k ? null : head(seen.length + 1),
+      h("td", { class: "left" }, phase ? WORDS[phase.phase] ?? f.short(phase.phase, 20) : "run"),
+      h("td", {}, phase ? f.integer(one.n_steps) : ""),
+      h("td", {}, f.duration(one.duration_s)),
+      h("td", {}, h("span", {}, f.wattHours(one.energy_j)), f.known(one.energy_lo_j) ? h("small", {}, `${f.wattHours(one.energy_lo_j)} – ${f.wattHours(one.energy_hi_j)}`) : null),
+      h("td", {}, f.percent(share)),
+      h("td", { class: "meter" }, phase && share ? h("i", { style: { width: `${Math.min(100, 100 * share)}%`, "--c": ctx.color(run) } }) : null),
+      h("td", {}, f.grams(one.emissions_g)),
+      h("td", {}, f.known(one.energy_j) && one.duration_s > 0 ? f.si(one.energy_j / one.duration_s, "W") : f.UNKNOWN));
+  });
+}
+
+function waste(ctx, done) {
+  const rows = ctx.chosen.flatMap((run) => {
+    const status = statusOf(run);
+    const perJoule = run.totals.energy_j > 0 && f.known(run.totals.emissions_g) ? run.totals.emissions_g / run.totals.energy_j : null;
+    const found = [];
+    if (status === "failed" || status === "killed") found.push([run, `${status}: all that the run used`, run.totals.energy_j, 1]);
+    if (status === "silent") found.push([run, "no news for 15 minutes; all that it used, if it was killed", run.totals.energy_j, 1]);
+    if (f.known(run.resumedFrom)) {
+      const joules = done.get(run.id) ?? null;
+      found.push([run, `done again: steps after ${f.integer(run.resumedFrom)}, where it went on from a checkpoint`, joules, joules === null || !run.totalJ ? null : joules / run.totalJ]);
+    }
+    return found.map(([own, why, joules, share]) => ({ own, why, joules, share, grams: joules === null || perJoule === null ? null : joules * perJoule }));
+  });
+  return h("section", { class: "panel" }, h("h2", {}, "Wasted energy"),
+    rows.length
+      ? h("div", { class: "scroll" }, h("table", { class: "projection" },
+        h("thead", {}, h("tr", {}, ["Run", "What", "Energy", "Share of the run", "Emissions"].map((title) => h("th", { scope: "col" }, title)))),
+        h("tbody", {}, rows.map(({ own, why, joules, share, grams }) => h("tr", {},
+          h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(own) } }), named(own.told, { class: "strong" })),
+          h("td", { class: "left" }, why), h("td", {}, joules === null ? "not known" : f.wattHours(joules)), h("td", {}, f.percent(share)), h("td", {}, f.grams(grams)))))))
+      : h("p", { class: "note" }, "None known: no chosen run failed, fell silent, or did steps again after a checkpoint."));
+}

@@ -1,0 +1,280 @@
+"""The Green tab's server side answers from what TensorBoard has read, with either loader, and never stands in TensorBoard's way."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import pytest
+
+from green_torch.records import Phase
+from green_torch.tensorboard_plugin.plugin import STATIC
+from tests import make_regions
+from tests.green_runs import ask, tensorboard, wait_for_runs, write_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ours, one of somebody else's with a NaN in it, a damaged event file, and snapshots that are none."""
+    from tensorboard.compat.proto import summary_pb2
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "bf16", n_steps=20)
+    foreign = SummaryWriter(str(folder / "foreign"))
+    for step, value in enumerate([1.0, math.nan, math.inf, 0.5]):
+        foreign.add_scalar("loss", value, step)
+    foreign.close()
+    for name, content in (
+        ("damaged", b'{"schema": 1, "manif'),
+        ("a list", b"[1, 2]"),
+        ("latin", b'{"a": "\xff"}'),
+        ("nan", b'{"schema": 1, "x": NaN}'),
+    ):
+        writer = SummaryWriter(str(folder / name))
+        event = summary_pb2.Summary()
+        value = event.value.add(tag="green/snapshot")
+        value.metadata.plugin_data.plugin_name = "green"
+        value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
+        value.tensor.dtype = 7  # DT_STRING
+        value.tensor.string_val.append(content)
+        writer.file_writer.add_summary(event, 1)
+        writer.close()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "events.out.tfevents.1.x").write_bytes(b"\x18\0\0\0no event file" * 50)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["true", "false"])
+def address(request: pytest.FixtureRequest, log_dir: Path) -> Iterator[str]:
+    """TensorBoard over these, with either loader."""
+    with tensorboard(log_dir, f"--load_fast={request.param}") as address:
+        wait_for_runs(address, 5)
+        yield address
+
+
+def test_a_run_comes_with_its_last_snapshot(address: str) -> None:
+    """The newest snapshot as the sink wrote it, with its digest; runs of others are counted and not listed."""
+    found = ask(address, "runs")
+    (run,) = (run for run in found["runs"] if run["run"] == "bf16")
+    assert run["snapshot"]["status"] == "completed"
+    assert run["snapshot"]["manifest"]["run_name"] == "bf16"
+    assert len(run["snapshot"]["blocks"]) == 20
+    assert {run["run"] for run in found["runs"]} == {"bf16", "damaged", "a list", "latin", "nan"}
+    assert found["n_runs"] in (6, 7)  # the slow loader counts the broken file as a run
+
+
+def test_what_the_page_has_is_not_sent_again(address: str) -> None:
+    """A run whose digest the page names comes as the digest alone."""
+    (run,) = (run for run in ask(address, "runs")["runs"] if run["run"] == "bf16")
+    (again,) = (one for one in ask(address, "runs", have=f"x,{run['digest']}")["runs"] if one["run"] == "bf16")
+    assert again == {key: run[key] for key in ("run", "digest", "wall_s")}
+
+
+def test_a_snapshot_that_is_none_is_told(address: str) -> None:
+    """Half a JSON, a list and text in another encoding are named as problems; NaN inside a good one reads null."""
+    runs = {run["run"]: run for run in ask(address, "runs")["runs"]}
+    assert "no JSON" in runs["damaged"]["problem"]
+    assert "no JSON" in runs["latin"]["problem"]
+    assert "not one of green_torch" in runs["a list"]["problem"]
+    assert runs["nan"]["snapshot"] == {"schema": 1, "x": None}
+
+
+def test_curves_come_by_run_and_tag(address: str) -> None:
+    """Steps, seconds and values of the tags asked for; those that are not there are left out; NaN reads null."""
+    found = ask(address, "scalars", run="bf16", tag=["green/power_W", "train/loss", "nothing"])
+    assert set(found) == {"green/power_W", "train/loss"}
+    assert found["green/power_W"]["step"] == list(range(20))
+    assert all(value == pytest.approx(400, rel=0.3) for value in found["green/power_W"]["value"])
+    assert ask(address, "scalars", run="foreign", tag="loss")["loss"]["value"] == [1.0, None, None, 0.5]
+    assert ask(address, "scalars", run="nobody", tag="loss") == {}
+
+
+def test_the_last_points_and_the_tags(address: str) -> None:
+    """The last value of a tag by run, and each run's tags; of all runs where none is named."""
+    last = ask(address, "last", run="bf16", tag="train/loss")
+    assert last["bf16"]["train/loss"][0] == 19
+    assert ask(address, "last", tag="loss") == {"foreign": {"loss": [3, 0.5]}}
+    tags = ask(address, "tags", run="bf16")
+    assert list(tags) == ["bf16"]
+    assert {"train/loss", "green/mfu"} <= set(tags["bf16"])
+    assert {"bf16", "foreign"} <= set(ask(address, "tags"))
+
+
+@pytest.mark.parametrize("tags", [[], ["x"] * 65])
+def test_a_request_for_no_tag_or_too_many_is_refused(address: str, tags: list[str]) -> None:
+    """It answers 400, and TensorBoard goes on."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(address, "scalars", run="bf16", tag=tags)
+    assert caught.value.code == 400
+    assert ask(address, "runs")["runs"]
+
+
+def test_the_files_of_the_page_are_served_and_no_others(address: str) -> None:
+    """Each static file with its type; whatever leads out of the folder, however it is spelt, answers 404."""
+    where = urllib.parse.urlsplit(address)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port)
+
+    def get(path: str, **headers: str) -> tuple[int, str, bytes]:
+        connection.request("GET", f"/data/plugin/green/{path}", headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers.get("Content-Type", ""), answer.read()
+
+    types = {".js": "application/javascript", ".css": "text/css", ".json": "application/json"}
+    for path in STATIC.iterdir():
+        status, kind, content = get(path.name)
+        assert (status, kind.partition(";")[0], content) == (200, types[path.suffix], path.read_bytes())
+    for path in (
+        "../plugin.py",
+        "..%2fplugin.py",
+        "%2e%2e/plugin.py",
+        "static/../../plugin.py",
+        "plugin.py",
+        "/etc/passwd",
+        "....//plugin.py",
+        "index.js/../../plugin.py",
+    ):
+        status, _, content = get(path)
+        assert status == 404, path
+        assert b"import" not in content
+    status, _, content = get("runs", **{"Accept-Encoding": "gzip"})
+    assert json.loads(gzip.decompress(content))["runs"]
+
+
+def test_an_empty_directory_is_no_error(tmp_path: Path) -> None:
+    """Without a run there are none, and TensorBoard doesn't offer the tab by itself."""
+    with tensorboard(tmp_path) as address:
+        assert ask(address, "runs") == {"n_runs": 0, "runs": []}
+        assert ask(address, "tags", run="x") == {}
+        listing = json.loads(urllib.request.urlopen(f"{address}/data/plugins_listing").read())
+        assert listing["green"]["enabled"] is False
+
+
+def test_the_phases_sum_up_in_the_snapshot(address: str) -> None:
+    """What the tab's table of phases shows is the run's total."""
+    (run,) = (run for run in ask(address, "runs")["runs"] if run["run"] == "bf16")
+    phases = {phase["phase"]: phase["energy_j"] for phase in run["snapshot"]["phases"]}
+    assert {Phase.TRAIN, Phase.EVAL} <= set(phases)
+    assert math.fsum(phases.values()) == pytest.approx(run["snapshot"]["totals"]["energy_j"])
+
+
+# ── TensorBoard comes first ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_entry_point_is_installed() -> None:
+    """TensorBoard finds one plugin of the name green."""
+    (found,) = (one for one in metadata.entry_points(group="tensorboard_plugins") if one.name == "green")
+    assert found.value == "green_torch.tensorboard_plugin:GreenLoader"
+
+
+def test_starting_costs_tensorboard_little() -> None:
+    """Loading the tab takes under 50 ms of TensorBoard's start (the best of three), and brings in neither torch nor our own modules."""
+    code = """
+import sys, time
+import tensorboard.main, tensorboard.plugins.base_plugin, tensorboard.data.provider
+import tensorboard.plugins.scalar.scalars_plugin
+before = set(sys.modules)
+began = time.perf_counter()
+from green_torch.tensorboard_plugin import GreenLoader
+class Context: data_provider = None
+plugin = GreenLoader().load(Context())
+apps = plugin.get_plugin_apps()
+print(time.perf_counter() - began, len(apps), *sorted(name for name in set(sys.modules) - before if not name.startswith("tensorboard")))
+"""
+    seconds = []
+    for _ in range(3):
+        took, apps, *modules = run_python(code).split()
+        seconds.append(float(took))
+        assert int(apps) > 10
+        assert {name.partition(".")[0] for name in modules} & {"torch", "codecarbon", "numpy", "lightning", "pandas"} == set()
+        assert [name for name in modules if name.startswith("green_torch.")] == [
+            "green_torch.tensorboard_plugin",
+            "green_torch.tensorboard_plugin.plugin",
+        ]
+    assert min(seconds) < 0.05
+
+
+@pytest.mark.parametrize("missing", ["werkzeug", "tensorboard.data", "tensorboard.backend.http_util"])
+def test_a_tab_that_cannot_be_made_is_left_out(missing: str) -> None:
+    """Where something it needs can't be imported there is no tab, one line in the log, and no exception."""
+    code = f"""
+import sys, logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from green_torch.tensorboard_plugin import GreenLoader
+for name in [name for name in sys.modules if name.startswith({missing!r})]: del sys.modules[name]
+sys.modules[{missing!r}] = None
+print(GreenLoader().load(object()))
+"""
+    told, plugin = run_python(code).strip().splitlines()
+    assert "the Green tab is left out: " in told
+    assert plugin == "None"
+
+
+def test_importing_it_without_tensorboard_raises_nothing() -> None:
+    """The entry point's module can be imported where TensorBoard can't."""
+    assert (
+        run_python("import sys; sys.modules['tensorboard'] = None; import green_torch.tensorboard_plugin; print('fine')")
+        == "fine\n"
+    )
+
+
+def test_the_command_starts_it_and_opens_the_tab(log_dir: Path, tmp_path: Path) -> None:
+    """``green-torch tensorboard DIR`` serves the runs, hands the tab's address to the browser, and ends with Ctrl-C."""
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}.part && mv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "green_torch.cli", "tensorboard", str(log_dir), "--host", "127.0.0.1", "--port", "0"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "BROWSER": str(browser)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until = time.monotonic() + 60
+        while not opened.exists():
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.1)
+        address, _, fragment = opened.read_text().strip().partition("/#")
+        assert fragment == "green"
+        assert wait_for_runs(address, 5)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert f"The Green tab: {address}/#green" in told
+
+
+def test_the_command_refuses_a_file(tmp_path: Path) -> None:
+    """A file is no directory of runs; the message says what to give."""
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "green_torch.cli", "tensorboard", str(tmp_path / "file"), "--no-open"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "give the directory that holds the runs" in ran.stderr
+
+
+def test_the_regions_are_those_of_green_torch() -> None:
+    """The table that travels with the page is what green_torch.intensity says; ``python -m tests.make_regions`` writes it anew."""
+    assert make_regions.PATH.read_text(encoding="utf-8") == make_regions.text()
