@@ -1,0 +1,596 @@
+"""``GreenCallback``: a callback for the Hugging Face ``Trainer`` that measures what ``track()`` measures.
+
+::
+
+    green = GreenCallback(region="FR")
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[green])
+    trainer.train()
+    print(green.summary())
+
+The Trainer tells its callbacks when a step ends, but not when an evaluation or a checkpoint begins, nor that training raised, and gives
+them no reference to itself. So the callback looks up who called it, once, and puts a thin layer around six of that trainer's methods
+(``train``, ``evaluate``, ``predict``, ``training_step``, ``prediction_step``, ``_save_checkpoint``), which passes on everything as it
+is. Where no Trainer is found (a loop of somebody's own that calls callbacks), steps are measured all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from green_torch.batch import found_units
+from green_torch.errors import ArgumentError, UsageError
+from green_torch.records import Item, Phase, StepRecord, Work
+from green_torch.sinks.tensorboard import scalars
+from green_torch.tracker import POLL_INTERVAL_S, Tracker
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from green_torch.protocols import Clock, IntensityProvider, Meter, Sink
+    from green_torch.records import Embodied, RunSummary
+
+__all__ = ["GreenCallback"]
+
+_WATCHED = ("train", "evaluate", "predict", "training_step", "prediction_step", "_save_checkpoint")
+_LOGGED = ("green/energy_total_kWh", "green/emissions_total_gCO2e", "green/power_W", "green/mfu")
+_STATE = "green_torch"  # our place among the callbacks' states in trainer_state.json
+
+
+def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
+    """Lets a hook act only while a run is open, and an error in it end our measuring, not the training."""
+
+    @wraps(hook)
+    def harmless(self: GreenCallback, *args: Any, **kwargs: Any) -> None:
+        if self._open:
+            try:
+                hook(self, *args, **kwargs)
+            except Exception as error:  # rule 9
+                self._give_up(error)
+
+    return harmless
+
+
+@final
+class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not looked into: it takes mypy minutes
+    """Measures energy, carbon and MFU of each optimizer step: ``Trainer(callbacks=[GreenCallback(region="FR")])``.
+
+    A run lasts from ``on_train_begin`` to ``on_train_end`` (loading the checkpoint and moving the model come before it) and is kept in
+    ``args.output_dir``: its files in ``green/``, its values through the writer of the Trainer's own ``TensorBoardCallback``, on the
+    steps of the loss; without one, in an event file there. ``evaluate()`` and ``predict()`` on their own are runs in a sub-directory of
+    that name. With ``train(resume_from_checkpoint=...)`` the run that saved the checkpoint goes on.
+
+    FLOPs are counted live in ``training_step``, once per input shape; an optimizer's own products are not among them.
+
+    Args:
+        region: as in :func:`green_torch.track`, like all that is not described here.
+        intensity: gCO2e/kWh, or a provider.
+        pue: facility over IT energy.
+        price: money per kWh.
+        meters: what reads energy; None: every device that is found.
+        poll_interval_s: seconds between readings of a hardware counter.
+        clock: for tests.
+        flops_per_step: model FLOPs of an optimizer step, or a function that gives them for one (micro-)batch. None: counted.
+        peak_flop_per_s: the device's dense peak.
+        attention_flops: "full" or "causal".
+        embodied: manufacturing footprint.
+        log_every_n_steps: steps per record, or "auto", whatever ``args.logging_steps`` says (500, unless you set it).
+        baseline: a run's directory.
+        planned_steps: steps of the whole run. None: the trainer's ``max_steps``.
+        run_name: None: ``args.run_name``, else the directory's name.
+        sinks: further destinations of a training run, closed at its end.
+        label: what a comparison calls this run.
+        units: gives ``dict(tokens=..., samples=...)`` (either may be missing) for the inputs of a (micro-)batch. None: tokens from
+            ``state.num_input_tokens_seen`` where ``include_num_input_tokens_seen`` is on, else from ``input_ids``; samples from the
+            first tensor's first dimension.
+        logs: adds four values, as of the last settled record, to what the Trainer logs of its training: to its log history, its printed
+            lines, ``train()``'s metrics, and to reporters that stand after this callback:
+            ``report_to="none", callbacks=[GreenCallback(), WandbCallback()]``.
+        enabled: False turns everything off.
+
+    Raises:
+        ArgumentError: an argument is wrong.
+        UsageError: at the start of training, where another tracker is open.
+    """
+
+    def __init__(
+        self,
+        *,
+        region: str | None = None,
+        intensity: float | IntensityProvider | None = None,
+        pue: float | None = None,
+        price: float | None = None,
+        meters: Sequence[Meter] | None = None,
+        poll_interval_s: float = POLL_INTERVAL_S,
+        clock: Clock | None = None,
+        flops_per_step: float | Callable[[Any], float] | None = None,
+        peak_flop_per_s: float | None = None,
+        attention_flops: Literal["full", "causal"] = "full",
+        embodied: Embodied | float | None = None,
+        log_every_n_steps: int | Literal["auto"] = "auto",
+        baseline: str | os.PathLike[str] | None = None,
+        planned_steps: int | None = None,
+        run_name: str | None = None,
+        sinks: Sequence[Sink] | None = None,
+        label: str = "",
+        units: Callable[[Any], Mapping[str, int]] | None = None,
+        logs: bool = True,
+        enabled: bool = True,
+    ) -> None:
+        if units is not None and not callable(units):
+            raise ArgumentError(f"units={units!r}: give a function: units=lambda inputs: dict(tokens=inputs['x'].numel())")
+        self._units = units or found_units
+        self._asks_state = units is None
+        self._flops_of = flops_per_step if callable(flops_per_step) else None
+        self._counts = flops_per_step is None
+        self._logs = logs
+        self._sinks = list(sinks or ())
+        self._run_name = run_name
+        self._options: dict[str, Any] = {
+            "region": region,
+            "intensity": intensity,
+            "pue": pue,
+            "price": price,
+            "meters": meters,
+            "poll_interval_s": poll_interval_s,
+            "clock": clock,
+            "flops_per_step": None if callable(flops_per_step) else flops_per_step,
+            "peak_flop_per_s": peak_flop_per_s,
+            "attention_flops": attention_flops,
+            "embodied": embodied,
+            "log_every_n_steps": log_every_n_steps,
+            "baseline": baseline,
+            "planned_steps": planned_steps,
+            "label": label,
+            "enabled": enabled,
+        }
+        with warnings.catch_warnings():  # a trial, so that a wrong argument raises here; the run itself will do the warning
+            warnings.simplefilter("ignore")
+            Tracker(**{**self._options, "meters": meters or ()})
+        self._tracker: Tracker | None = None
+        self._training: Tracker | None = None  # the last one of a training
+        self._open = False
+        self._latest = _Latest()
+        self._phases: dict[Phase, AbstractContextManager[None]] = {}
+        self._unlend: Callable[[], None] = _nothing
+        self._counting = False
+        self._work = Work()  # of the micro-batches since the last step, or of the evaluation under way
+        self._eval_work = Work()
+        self._flops = 0.0
+        self._tokens_seen = 0
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """The tracker of the run under way, or of the last one; None before the first."""
+        return self._tracker
+
+    def summary(self) -> RunSummary:
+        """The training as far as it is resolved, complete once ``train()`` has returned; without a training, the last evaluation.
+
+        Raises:
+            UsageError: nothing has run yet.
+        """
+        tracker = self._training or self._tracker
+        if tracker is None:
+            raise UsageError("no run yet: call trainer.train() with this callback first")
+        return tracker.summary()
+
+    def co2_eq_emissions(
+        self, training_type: Literal["pre-training", "fine-tuning"] | None = None
+    ) -> dict[str, float | str] | None:
+        """``co2_eq_emissions`` of the training for a model card, in grams; ``None`` where they are not known.
+
+        Into a card on disk, such as ``trainer.create_model_card()`` writes, and into one on the Hub after ``trainer.push_to_hub()``::
+
+            from huggingface_hub import metadata_load, metadata_save, metadata_update
+
+            metadata_save(card, {**metadata_load(card), "co2_eq_emissions": green.co2_eq_emissions()})
+            metadata_update("you/model", {"co2_eq_emissions": green.co2_eq_emissions()})
+
+        The sum over the run's segments and, on rank zero, over all ranks that report; of a location only what ``region=`` named.
+
+        Raises:
+            UsageError: nothing has run yet.
+        """
+        summary = self.summary()
+        manifest, totals = summary.manifest, summary.job or summary.totals
+        if totals.emissions_g is None:
+            return None
+        carried_g = summary.job.carried_emissions_g if summary.job else manifest.carried_emissions_g
+        grid, job = manifest.intensity, summary.job
+        known = [
+            ", ".join(f"{domain.name} {domain.method}" for domain in manifest.domains),
+            f"PUE {manifest.pue:g}",
+            f"{grid.g_per_kwh:.4g} gCO2e/kWh, {grid.region} ({grid.source})" if grid else "",
+            f"embodied share included ({manifest.embodied.source})" if manifest.embodied else "",
+            f"{job.reporting} of {job.world_size} processes" if job else "",
+        ]
+        card: dict[str, float | str] = {
+            "emissions": float(f"{totals.emissions_g + (carried_g or 0.0):.4g}"),
+            "source": f"green_torch {manifest.versions['green_torch']}: " + "; ".join(filter(None, known)),
+        }
+        if training_type is not None:
+            card["training_type"] = training_type
+        if self._options["region"] is not None:
+            card["geographical_location"] = self._options["region"]
+        devices = Counter(domain.device for domain in manifest.domains if domain.device)
+        if devices:
+            hardware = ", ".join(device if n == 1 else f"{n} × {device}" for device, n in devices.items())
+            card["hardware_used"] = f"{job.world_size} processes, the first with {hardware}" if job else hardware
+        return card
+
+    # The Trainer's hooks.
+
+    def on_init_end(self, *_: Any, **_named: Any) -> None:
+        """Watches the trainer that is being made."""
+        self._watch(_caller())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, *, model: Any = None, **_named: Any
+    ) -> None:
+        """Opens the run, in phase "setup"; states the model and how long the run will be."""
+        trainer = _caller()
+        self._watch(trainer)
+        try:
+            self._close(UsageError("training that began anew without an end"))  # a batch too large, say
+            self._start(args, state, trainer)
+        except UsageError:
+            raise
+        except Exception as error:  # rule 9
+            _say(f"could not start: {type(error).__name__}: {error}")
+        self._describe(args, state, trainer, model)
+
+    @_harmless
+    def on_step_begin(self, *_: Any, **_named: Any) -> None:
+        """Ends phase "setup": the first batches are there."""
+        self._leave(Phase.SETUP)
+
+    @_harmless
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **_named: Any) -> None:
+        """Ends a step: one optimizer step, all its micro-batches together."""
+        self._leave(Phase.SETUP)
+        work, self._work = self._work, Work()
+        flops, self._flops = (None if self._flops_of is None else self._flops), 0.0
+        tokens = work.tokens
+        if self._asks_state and _counts_tokens(args):
+            seen, before = int(state.num_input_tokens_seen), self._tokens_seen
+            self._tokens_seen = seen
+            rank, world_size = self._run.manifest.rank, self._run.manifest.world_size
+            tokens = (seen - before + rank) // world_size or None  # the state's are of all ranks: shares that sum to them
+        self._run.step(tokens=tokens, samples=work.samples, step=state.global_step, flops=flops)
+
+    @_harmless
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        *,
+        logs: dict[str, Any] | None = None,
+        **_named: Any,
+    ) -> None:
+        """Adds ours to what the Trainer logs of its training."""
+        if not self._logs or logs is None or Phase.EVAL in self._phases:
+            return
+        if "train_runtime" in logs:  # the last of a training; what closing would wait for is waited for now
+            self._run.flush()
+        elif "loss" not in logs:
+            return
+        logs.update(self._latest.values)
+        if state.log_history:
+            state.log_history[-1].update(self._latest.values)
+
+    @_harmless
+    def on_train_end(self, *_: Any, **_named: Any) -> None:
+        """Closes the run."""
+        self._close()
+
+    # Around the trainer's own methods: what they are given and return passes through as it is.
+
+    def _watch(self, trainer: Trainer | None) -> None:
+        """Puts our layer around the methods of a trainer, once; it stays, and does nothing while no run is open."""
+        if trainer is None or vars(trainer).get("_green_torch") is self:
+            return
+        trainer._green_torch = self  # noqa: SLF001  (ours)
+        for name in _WATCHED:
+            inner = getattr(trainer, name, None)
+            if inner is not None:
+                around = getattr(self, f"_around_{name.removeprefix('_')}")
+                setattr(trainer, name, wraps(inner)(partial(around, trainer, inner)))
+
+    def _around_train(self, _trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return inner(*args, **kwargs)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _around_evaluate(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        entered, alone = self._begin_evaluation(trainer, inner.__name__)
+        problem: BaseException | None = None
+        try:
+            return inner(*args, **kwargs)
+        except BaseException as error:
+            problem = error
+            raise
+        finally:
+            if entered:
+                self._end_evaluation(alone, problem)
+
+    _around_predict = _around_evaluate
+
+    def _around_training_step(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._begin_batch(trainer, _inputs(args, kwargs))
+        try:
+            loss = inner(*args, **kwargs)
+        except BaseException:
+            self._stop_counting()
+            raise
+        self._end_batch()
+        return loss
+
+    def _around_prediction_step(self, _trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._see_prediction(_inputs(args, kwargs))
+        return inner(*args, **kwargs)
+
+    def _around_save_checkpoint(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._begin_save(trainer)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._end_save()
+
+    # What they do on the way.
+
+    @_harmless
+    def _begin_batch(self, trainer: Trainer, inputs: Any) -> None:
+        self._work += self._work_of(inputs)
+        if self._flops_of is not None:
+            self._flops += self._call("flops_per_step", self._flops_of, inputs, math.nan)
+        if not self._counts:
+            return
+        if trainer.args.n_gpu > 1:
+            self._run.warn(
+                "FLOPs of DataParallel's threads can't be counted, so no MFU: start with torchrun, or pass flops_per_step="
+            )
+        elif not (isinstance(inputs, Mapping) and any(isinstance(value, torch.Tensor) for value in inputs.values())):
+            self._run.warn(
+                f"a batch that is a {type(inputs).__name__} without tensors tells nothing of the FLOPs, so no MFU: pass flops_per_step="
+            )
+        else:
+            self._counting = True
+            self._run.counter.begin_step(inputs)
+
+    @_harmless
+    def _end_batch(self) -> None:
+        if self._counting:
+            self._counting = False
+            self._run.counter.end_step()
+
+    @_harmless
+    def _see_prediction(self, inputs: Any) -> None:
+        if Phase.EVAL in self._phases:
+            self._eval_work += self._work_of(inputs)
+
+    @_harmless
+    def _begin_save(self, trainer: Trainer) -> None:
+        """Phase "save" begins, and the checkpoint gets our state."""
+        self._enter(Phase.SAVE)
+        trainer.state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._run.state_dict()}
+
+    @_harmless
+    def _end_save(self) -> None:
+        self._leave(Phase.SAVE)
+
+    def _begin_evaluation(self, trainer: Trainer, name: str) -> tuple[bool, bool]:
+        """Whether phase "eval" begins here, and whether its run does: it may be one of several data sets, or part of a training."""
+        alone = not self._open
+        try:
+            if alone:
+                if self not in trainer.callback_handler.callbacks:
+                    return False, False
+                self._start(trainer.args, trainer.state, trainer, alone=name)
+            entered = self._open and self._enter(Phase.EVAL)
+        except UsageError:
+            return False, False  # the user measures this already
+        except Exception as error:  # rule 9
+            _say(f"{name}() is not measured: {type(error).__name__}: {error}")
+            return False, False
+        return entered, alone
+
+    @_harmless
+    def _end_evaluation(self, alone: bool, error: BaseException | None) -> None:
+        work, self._eval_work = self._eval_work, Work()
+        if work.n_steps:
+            self._run.step(tokens=work.tokens, samples=work.samples)  # within the phase: its work, as one occurrence
+        self._leave(Phase.EVAL)
+        if alone:
+            self._close(error)
+
+    # How it is done.
+
+    def _start(self, args: TrainingArguments, state: TrainerState, trainer: Trainer | None, *, alone: str = "") -> None:
+        """Opens the run of a training, or of an evaluation ``alone``."""
+        self._work, self._eval_work, self._flops = Work(), Work(), 0.0
+        self._latest = _Latest()
+        options: dict[str, Any] = {**self._options, "run_name": self._run_name or args.run_name or None}
+        board = None if alone else _board(trainer)
+        writer = board.tb_writer if board is not None else None
+        if not alone:
+            options["sinks"] = [*self._sinks, self._latest]
+        problem = ""
+        try:
+            tracker = Tracker(
+                log_dir=Path(args.output_dir, state.trial_name or "", alone), writer=writer, **options
+            ).__enter__()
+        except UsageError:
+            raise
+        except Exception as error:  # the directory is the Trainer's choice, not the user's argument: measure without files
+            problem = f"no files from GreenCallback: {error}"
+            tracker = Tracker(**options).__enter__()
+        self._tracker = tracker
+        self._open = tracker.enabled
+        if problem:
+            tracker.warn(problem)
+        if not alone:
+            self._training = tracker
+            tracker.load_state_dict(state.stateful_callbacks.get(_STATE, {}).get("attributes", {}))
+        if board is not None and writer is not None:
+            self._unlend = self._close_before(board)
+
+    @_harmless
+    def _describe(self, args: TrainingArguments, state: TrainerState, trainer: Trainer | None, model: Any) -> None:
+        self._enter(Phase.SETUP)
+        if trainer is None:
+            self._run.warn(
+                "no Trainer was found around this callback: evaluation and saving are part of the steps, and there is no MFU"
+            )
+        self._tokens_seen = int(state.num_input_tokens_seen)
+        done = state.global_step if self._run.manifest.resumed_from_step is None else 0
+        dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+        if trainer is not None and args.torch_compile:
+            model = trainer.model_wrapped  # the counter must know that it is compiled
+        self._run.adopt(model, planned_steps=state.max_steps - done, dtype=dtype)
+
+    def _close_before(self, board: TensorBoardCallback) -> Callable[[], None]:
+        """Ends our run right before the Trainer's TensorBoard callback closes the writer; returns what undoes it."""
+        inner = board.on_train_end
+
+        @wraps(inner)
+        def on_train_end(*args: Any, **kwargs: Any) -> Any:
+            self.on_train_end()
+            return inner(*args, **kwargs)
+
+        board.on_train_end = on_train_end
+        return partial(vars(board).pop, "on_train_end", None)
+
+    def _close(self, error: BaseException | None = None) -> None:
+        if not self._open:
+            return
+        self._stop_counting()
+        self._open = False
+        self._unlend()
+        self._unlend = _nothing
+        if error is None:
+            self._run.__exit__(None, None, None)
+        else:
+            self._run.__exit__(type(error), error, error.__traceback__)
+        while self._phases:  # those that an exception left open: the tracker has ended them
+            self._phases.popitem()[1].__exit__(None, None, None)
+
+    @_harmless
+    def _fail(self, error: BaseException) -> None:
+        self._close(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run.warn(f"GreenCallback is switched off: {type(error).__name__}: {error}")
+        try:
+            self._close(error)
+        except Exception as problem:  # rule 9
+            self._run.warn(f"closing the run failed: {type(problem).__name__}: {problem}")
+
+    @property
+    def _run(self) -> Tracker:
+        assert self._tracker is not None, "no run is open"
+        return self._tracker
+
+    def _enter(self, name: Phase) -> bool:
+        """Opens a phase; false where it is open already."""
+        if name in self._phases:
+            return False
+        phase = self._run.phase(name)
+        phase.__enter__()
+        self._phases[name] = phase
+        return True
+
+    def _leave(self, name: Phase) -> None:
+        phase = self._phases.pop(name, None)
+        if phase is not None:
+            phase.__exit__(None, None, None)
+
+    def _stop_counting(self) -> None:
+        if self._counting:
+            self._counting = False
+            self._run.counter.abort()
+
+    def _work_of(self, inputs: Any) -> Work:
+        units = self._call("units", self._units, inputs, {})
+        return Work(1, units.get("samples"), units.get("tokens"))
+
+    def _call(self, name: str, function: Callable[[Any], Any], inputs: Any, otherwise: Any) -> Any:
+        """What a function of the user's says of a batch; where it fails, ``otherwise`` with a warning."""
+        try:
+            value = function(inputs)
+            if isinstance(value, Mapping if name == "units" else int | float):
+                return value
+            problem = f"it returned {value!r}"
+        except Exception as error:  # rule 9
+            problem = f"{type(error).__name__}: {error}"
+        self._run.warn(f"{name}= gives nothing for a batch: {problem}")
+        return otherwise
+
+
+class _Latest:
+    """A sink that keeps the latest of the values that go into the Trainer's logs."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def write(self, item: Item) -> None:
+        """Takes what is known of a record."""
+        if isinstance(item, StepRecord):
+            known = {tag: value for tag, value in scalars(item, detail=False) if tag in _LOGGED and value is not None}
+            self.values = {**self.values, **known}  # a new one, since the training thread reads it
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _caller() -> Trainer | None:
+    """The trainer whose method led here; it hands its callbacks no reference to itself."""
+    frame = sys._getframe(1).f_back  # noqa: SLF001 - the documented way to the stack
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if isinstance(found, Trainer):
+            return found
+        frame = frame.f_back
+    return None
+
+
+def _board(trainer: Trainer | None) -> TensorBoardCallback | None:
+    """The trainer's own TensorBoard callback, where it has one."""
+    callbacks = trainer.callback_handler.callbacks if trainer is not None else ()
+    return next((callback for callback in callbacks if isinstance(callback, TensorBoardCallback)), None)
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The batch in the arguments of ``training_step`` or ``prediction_step``, whose second it is."""
+    return kwargs["inputs"] if "inputs" in kwargs else args[1] if len(args) > 1 else None
+
+
+def _counts_tokens(args: TrainingArguments) -> bool:
+    """Whether the Trainer counts tokens: a switch once, a word ("all", "non_padding", "no") since."""
+    return args.include_num_input_tokens_seen not in {False, "no"}
+
+
+def _say(text: str) -> None:
+    logging.getLogger("green_torch").warning("GreenCallback: %s", text)
+
+
+def _nothing() -> None:
+    pass
