@@ -8,6 +8,8 @@ run of a million steps adds to memory.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import os
 import random
@@ -121,6 +123,110 @@ def timed(tool: Callable[[], contextlib.AbstractContextManager[Step]], work: Ste
     return costs[20:]  # the first records are one per step and open files
 
 
+def lightning_fit(work: Step, *, monitored: bool) -> tuple[list[float], list[float]]:
+    """A fit of 5 ms steps with TensorBoard, the loss and our values at every step: seconds of our hooks, and of whole steps."""
+    import lightning.pytorch as pl
+
+    from green_torch.lightning import GreenMonitor
+
+    hooks, starts = [0.0] * STEPS, []
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(128, 128)
+
+        def training_step(self, batch: torch.Tensor, _index: int) -> torch.Tensor:
+            starts.append(time.perf_counter())
+            while time.perf_counter() < starts[-1] + STEP_S:
+                work()
+            loss = self.layer(batch).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def clocked(hook: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            before = time.perf_counter()
+            hook(*args)
+            hooks[int(str(args[-1]))] += time.perf_counter() - before  # the batch's index
+
+        return call
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    callbacks = []
+    if monitored:
+        monitor = GreenMonitor(intensity=100.0)
+        monitor.on_train_batch_start = clocked(monitor.on_train_batch_start)  # type: ignore[method-assign]
+        monitor.on_train_batch_end = clocked(monitor.on_train_batch_end)  # type: ignore[method-assign]
+        callbacks = [monitor]
+    off = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    with tempfile.TemporaryDirectory() as folder:
+        logger = pl.loggers.TensorBoardLogger(folder)
+        trainer = pl.Trainer(
+            accelerator="cpu", max_steps=STEPS, max_epochs=1, log_every_n_steps=1, logger=logger, callbacks=callbacks, **off
+        )
+        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8 * STEPS, 128), batch_size=8))
+    return hooks[20:], [after - before for before, after in itertools.pairwise(starts)][20:]
+
+
+def one_rank(result: Path) -> None:
+    """One of two ranks: DDP over gloo, blocks of 5 ms steps with and without a tracker in changing order; rank 0 writes the differences."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.set_num_threads(1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(128, 128))
+    a = torch.randn(8, 128)
+
+    def steps(tracker: green_torch.Tracker) -> float:
+        seconds = []
+        for _ in range(STEPS):
+            begin = time.perf_counter()
+            while time.perf_counter() < begin + STEP_S:
+                model.module(a)
+            model(a).square().mean().backward()  # the ranks meet here
+            tracker.step(tokens=1024)
+            seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds[20:])
+
+    longer, bare = [], []
+    for round_ in range(ROUNDS):
+        medians: dict[bool, float] = {}
+        for tracked in (True, False) if round_ % 2 else (False, True):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                green_torch.track(log_dir=folder, intensity=100.0, log_every_n_steps=1, enabled=tracked) as tracker,
+            ):
+                torch.distributed.barrier()
+                medians[tracked] = steps(tracker)
+        bare.append(medians[False])
+        longer.append(medians[True] - medians[False])
+    if rank == 0:
+        result.write_text(json.dumps({"longer_s": longer, "bare_s": bare}))
+    torch.distributed.destroy_process_group()
+
+
+def two_processes() -> dict[str, list[float]]:
+    """What :func:`one_rank` found, under torchrun."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            __file__,
+            str(result),
+        ]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
+        found: dict[str, list[float]] = json.loads(result.read_text())
+        return found
+
+
 def import_times(repeats: int = 7) -> dict[str, float]:
     """Median seconds of a fresh interpreter with and without ``import green_torch``."""
 
@@ -188,6 +294,15 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name in random.Random(0).sample(list(tools), len(tools)):
             costs[name] += timed(tools[name], work)
+    monitor = "GreenMonitor in a fit, TensorBoard + JSONL, FLOPs counted, a record per step"
+    costs[monitor] = []
+    longer = []
+    for round_ in range(ROUNDS):
+        steps: dict[bool, list[float]] = {}
+        for monitored in (True, False) if round_ % 2 else (False, True):
+            hooks, steps[monitored] = lightning_fit(work, monitored=monitored)
+            costs[monitor] += hooks if monitored else []
+        longer.append(statistics.median(steps[True]) - statistics.median(steps[False]))
     rows = []
     result = {}
     for name, seconds in costs.items():
@@ -195,11 +310,17 @@ def main() -> None:
         median, p95, mean = statistics.median(ordered), ordered[int(0.95 * len(ordered))], statistics.fmean(ordered)
         result[name] = {"median_us": median * 1e6, "p95_us": p95 * 1e6, "mean_us": mean * 1e6, "calls": len(ordered)}
         rows.append([name, f"{median * 1e6:.1f}", f"{p95 * 1e6:.1f}", f"{mean * 1e6:.1f}", f"{mean / STEP_S:.2%}"])
+    ranks = two_processes()
     imports = import_times()
     memory = million_steps()
     body = (
         table(["per step of 5 ms", "median µs", "95th µs", "mean µs", "mean, share of the step"], rows)
         + f"\n\n{len(next(iter(costs.values())))} calls each, {ROUNDS} rounds in changing order, on the training thread.\n\n"
+        + f"A whole step of the fit took {statistics.median(longer) * 1e6:.0f} µs longer with GreenMonitor than without "
+        + f"({', '.join(f'{each * 1e6:.0f}' for each in longer)}: medians of pairs of fits, in changing order).\n\n"
+        + f"Two ranks of DDP over gloo, TensorBoard + JSONL, a record per step: a step of {statistics.median(ranks['bare_s']) * 1e3:.2f} ms "
+        + f"took {statistics.median(ranks['longer_s']) * 1e6:.0f} µs longer with a tracker on both than without "
+        + f"({', '.join(f'{each * 1e6:.0f}' for each in ranks['longer_s'])}: medians of pairs of blocks, in changing order).\n\n"
         + f"`import green_torch`: {(imports['green_torch_s'] - imports['bare_s']) * 1e3:.0f} ms on top of an empty interpreter "
         + f"({imports['bare_s'] * 1e3:.0f} ms), medians of 7.\n\n"
         + f"A run of {memory['steps']:,} steps (scripted clock, default cadence, TensorBoard and JSONL) grew memory by "
@@ -209,9 +330,19 @@ def main() -> None:
         "overhead",
         "What measuring costs",
         body,
-        {"step_s": STEP_S, "tools": result, "imports": imports, "million_steps": memory},
+        {
+            "step_s": STEP_S,
+            "tools": result,
+            "lightning_step_longer_s": longer,
+            "two_ranks": ranks,
+            "imports": imports,
+            "million_steps": memory,
+        },
     )
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        one_rank(Path(sys.argv[1]))
+    else:
+        main()

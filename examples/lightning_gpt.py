@@ -63,10 +63,14 @@ class GPT(LightningModule):
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)), nn.LayerNorm(WIDTH))
         self.head = nn.Linear(WIDTH, 256, bias=False)
 
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, CONTEXT) bytes to (batch, CONTEXT, 256) scores of the byte that follows each."""
+        scores: torch.Tensor = self.head(self.blocks(self.tokens(tokens) + self.places.weight))
+        return scores
+
     def loss(self, batch: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the next byte; ``batch`` is (batch, CONTEXT + 1)."""
-        x = self.tokens(batch[:, :-1]) + self.places.weight
-        return functional.cross_entropy(self.head(self.blocks(x)).flatten(0, 1), batch[:, 1:].flatten())
+        return functional.cross_entropy(self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
     def training_step(self, batch: torch.Tensor, _index: int) -> torch.Tensor:
         """The loss, logged."""
@@ -94,7 +98,11 @@ def main() -> None:
     loader = DataLoader(Text(files[:-10]), batch_size=8, shuffle=True)
     val_loader = DataLoader(Text(files[-10:]), batch_size=8)
 
-    green = GreenMonitor(region="FR", units=lambda batch: {"tokens": batch[:, 1:].numel(), "samples": len(batch)})  # +
+    green = GreenMonitor(  # +
+        region="FR",
+        units=lambda batch: {"tokens": batch[:, 1:].numel(), "samples": len(batch)},
+        progress_bar=True,
+    )
     trainer = Trainer(
         max_steps=args.steps,
         val_check_interval=max(1, args.steps // 2),

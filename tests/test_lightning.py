@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import green_torch
@@ -18,118 +17,18 @@ from green_torch.errors import ArgumentError, UnknownRegionError, UsageError
 from green_torch.lightning import GreenMonitor
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import read_jsonl
-from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from green_torch.testing import ScriptedClock, ScriptedMeter
+from tests.lightning_bench import BATCH, CLOSE, PACKAGES, POWER_W, WIDTH, Bench, data, events, steps_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:lightning.*"),  # what Lightning thinks of so small a training
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning.*"),
 ]
 
-PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
-CLOSE = 5e-4  # the counter is read every 10 ms: what a boundary's own interval holds is an estimate
-POWER_W = 300.0
-BATCH, WIDTH = 8, 4
-
-
-class Bench:
-    """A trainer, a module and a monitor on one scripted clock: a training step takes 0.2 s, an evaluation step 0.1 s."""
-
-    def __init__(self, tmp_path: Path, package: str = "lightning.pytorch") -> None:
-        self.pl = importlib.import_module(package)
-        self.path = tmp_path
-        self.clock = ScriptedClock()
-        self.meter = ScriptedMeter(self.clock, {"gpu0": POWER_W}, period_s=0.02)
-        self.sink = MemorySink()
-
-    def monitor(self, **options) -> GreenMonitor:
-        options = {
-            "clock": self.clock,
-            "meters": [self.meter],
-            "sinks": [self.sink],
-            "intensity": 100.0,
-            "flops_per_step": 1e6,
-            **options,
-        }
-        self.green = GreenMonitor(**options)
-        return self.green
-
-    def trainer(self, monitor: GreenMonitor, *callbacks, **options):
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        return self.pl.Trainer(
-            **{"accelerator": "cpu", "max_steps": 5, "log_every_n_steps": 1, "default_root_dir": self.path, **quiet, **options},
-            callbacks=[monitor, *callbacks],
-        )
-
-    def module(self, *, act=lambda _name: None, manual: int = 0, wrapped: bool = True):  # noqa: C901  (the hooks of one class)
-        """A linear layer; ``act`` is told each hook by name; ``manual`` optimizers are stepped by hand."""
-        clock, pl = self.clock, self.pl
-
-        class Module(pl.LightningModule):
-            def __init__(self) -> None:
-                super().__init__()
-                self.layer = torch.nn.Linear(WIDTH, 1, bias=False)
-                self.automatic_optimization = not manual
-
-            def setup(self, stage):
-                act("setup")
-
-            def training_step(self, batch, index):
-                clock.advance(0.2)
-                act("training_step")
-                batch = batch["x"] if isinstance(batch, dict) else batch
-                loss = self.layer(batch).square().mean()
-                self.log("train_loss", loss)
-                if manual:
-                    self.manual_backward(loss)
-                    optimizers = self.optimizers(use_pl_optimizer=wrapped)
-                    for optimizer in optimizers if manual > 1 else [optimizers]:
-                        optimizer.step()
-                        optimizer.zero_grad()
-                    return None
-                return loss
-
-            def on_train_batch_start(self, batch, index):
-                return act("on_train_batch_start")
-
-            def validation_step(self, batch, index):
-                clock.advance(0.1)
-                act("validation_step")
-
-            def test_step(self, batch, index):
-                clock.advance(0.1)
-
-            def predict_step(self, batch, index):
-                clock.advance(0.1)
-
-            def configure_optimizers(self):
-                n = manual or 1
-                return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(n)]
-
-        return Module()
-
-    def of(self, phase: str) -> list:
-        return [record for record in self.sink.records if record.phase == phase]
-
-
-def data(n_batches: int = 20, batch: int = BATCH) -> torch.utils.data.DataLoader:
-    return torch.utils.data.DataLoader(torch.randn(n_batches * batch, WIDTH), batch_size=batch)
-
 
 @pytest.fixture
 def bench(tmp_path):
     return Bench(tmp_path)
-
-
-def events(directory: Path) -> EventAccumulator:
-    files = list(directory.glob("events.out.tfevents.*"))
-    assert len(files) == 1, files
-    accumulator = EventAccumulator(str(files[0]), size_guidance={"scalars": 0, "tensors": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def steps_of(accumulator: EventAccumulator, tag: str) -> list[int]:
-    return [event.step for event in accumulator.Scalars(tag)]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -154,13 +53,15 @@ def test_a_fit_is_measured_step_by_step(tmp_path, package):
 
 @pytest.mark.parametrize("missing", PACKAGES)
 def test_one_lightning_package_is_enough(monkeypatch, missing):
-    """The module loads where only the other package is installed; with neither, it says what to install."""
+    """The callbacks' base is made of what is installed; with neither package, the error says what to install."""
     monkeypatch.setitem(sys.modules, missing, None)
     other = next(package for package in PACKAGES if package != missing)
-    spec = importlib.util.find_spec("green_torch.lightning")
+    spec = importlib.util.find_spec("green_torch.lightning.packages")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert issubclass(module.GreenMonitor, importlib.import_module(other).Callback)
+    there = importlib.import_module(other)
+    assert module.Callback.__bases__ == (there.Callback,)
+    assert module.loggers("CSVLogger") == (there.loggers.CSVLogger,)
     monkeypatch.setitem(sys.modules, other, None)
     with pytest.raises(ImportError, match="pip install lightning"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -371,7 +272,7 @@ def test_a_second_fit_and_a_resumed_one_continue_the_axis(bench):
     trainer.save_checkpoint(bench.path / "three.ckpt")
     bench.trainer(bench.monitor(), max_steps=6).fit(bench.module(), data(), ckpt_path=bench.path / "three.ckpt")
     assert [record.step for record in bench.of("train")] == [0, 1, 2, 3, 4, 5]
-    assert bench.green.summary().manifest.planned_steps == 3
+    assert bench.green.summary().manifest.planned_steps == 6
 
 
 @pytest.mark.parametrize(("error", "seen"), [(ValueError("mine"), ValueError), (KeyboardInterrupt(), SystemExit)])

@@ -1,12 +1,8 @@
 """``GreenMonitor``: a Lightning callback that measures what ``track()`` measures, for ``lightning.pytorch`` and ``pytorch_lightning``.
 
-::
-
-    trainer = Trainer(callbacks=[GreenMonitor(region="FR")])
-
 The callback owns a :class:`~green_torch.tracker.Tracker` from ``setup`` to ``teardown`` of each ``fit``, ``validate``, ``test`` or
-``predict`` and tells it where steps and phases begin and end. It adds no synchronisation and no collective, and an error of its own
-switches it off with a warning.
+``predict`` and tells it where steps and phases begin and end. It adds no synchronisation and no collective to the training loop, and
+an error of its own switches it off with a warning.
 """
 
 from __future__ import annotations
@@ -14,16 +10,18 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from contextlib import suppress
 from functools import wraps
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
-import torch
-
+from green_torch.batch import found_units
+from green_torch.clock import HostClock
 from green_torch.errors import ArgumentError, UsageError
+from green_torch.lightning import loggers
+from green_torch.lightning.packages import Callback
+from green_torch.lightning.progress import progress
 from green_torch.records import Phase, Work
 from green_torch.tracker import POLL_INTERVAL_S, Tracker
 
@@ -31,39 +29,14 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from pytorch_lightning import LightningModule, Trainer
-    from torch.utils.tensorboard import SummaryWriter
 
     from green_torch.protocols import Clock, IntensityProvider, Meter, Sink
     from green_torch.records import Embodied, RunSummary
 
-__all__ = ["GreenMonitor"]
-
 _AUTOCAST = {"bf16": "bfloat16", "16": "float16"}  # by the first word of Lightning's precision
-_DEPTH = 4  # how deep a batch is searched for its first tensor
-
-
-def _packages() -> tuple[Any, ...]:
-    """The Lightning packages that are installed: two names for two separate trees of the same classes."""
-    found = []
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            found.append(import_module(name))
-        except ImportError:
-            continue
-    if not found:
-        raise ImportError("green_torch.lightning needs Lightning: pip install lightning")
-    return tuple(found)
-
-
-_LIGHTNING = _packages()
-_TENSORBOARD_LOGGERS = tuple(package.loggers.TensorBoardLogger for package in _LIGHTNING)
-
-if TYPE_CHECKING:
-    from pytorch_lightning import Callback as _Callback
-else:
-    _Callback = type("_Callback", tuple(package.Callback for package in _LIGHTNING), {})
 
 
 def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
@@ -81,11 +54,16 @@ def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 @final
-class GreenMonitor(_Callback):
+class GreenMonitor(Callback):
     """Measures energy, carbon and MFU of each optimizer step: ``Trainer(callbacks=[GreenMonitor(region="FR")])``.
 
-    With a ``TensorBoardLogger`` the values go through its own writer, on the steps of the loss; files go to the logger's directory, else
-    to ``default_root_dir``. ``validate``, ``test`` and ``predict`` on their own are runs in a sub-directory of that name.
+    With a ``TensorBoardLogger`` the values go through its own writer, on the steps of the loss; every other logger gets them by its
+    ``log_metrics``, at most 2 % of the run's time. Files go to the logger's directory, else to ``default_root_dir``. ``validate``,
+    ``test`` and ``predict`` on their own are runs in a sub-directory of that name. FLOPs are those of training: MFU and HFU say how well
+    train steps use the device, and evaluation has time, energy and units of work alone.
+
+    The state is in Lightning's checkpoints: ``trainer.fit(ckpt_path=...)`` goes on with the run that saved it, as its next segment; a
+    fit without a checkpoint is a new run, in whatever directory.
 
     Args:
         region: as in :func:`green_torch.track`, like all that is not described here.
@@ -103,10 +81,11 @@ class GreenMonitor(_Callback):
         baseline: a run's directory.
         planned_steps: steps of the whole run. None: the trainer's estimate.
         run_name: defaults to the directory's name.
-        sinks: further destinations.
+        sinks: further destinations; each run of the trainer goes to them, and they are closed when this callback is no more.
         label: what a comparison calls this run.
         units: gives ``dict(tokens=..., samples=...)`` (either may be missing) for a batch. None: samples from the first tensor's first
             dimension, tokens from ``input_ids``.
+        progress_bar: shows power, emissions and, where the run's length is known, what they will come to and the time left.
         enabled: False turns everything off.
 
     Raises:
@@ -135,14 +114,18 @@ class GreenMonitor(_Callback):
         sinks: Sequence[Sink] | None = None,
         label: str = "",
         units: Callable[[Any], Mapping[str, int]] | None = None,
+        progress_bar: bool = False,
         enabled: bool = True,
     ) -> None:
         if units is not None and not callable(units):
             raise ArgumentError(f"units={units!r}: give a function: units=lambda batch: dict(tokens=batch.numel())")
-        self._units = units or _found_units
+        self._units = units or found_units
         self._flops_of = flops_per_step if callable(flops_per_step) else None
         self._counts = flops_per_step is None
         self._every = log_every_n_steps
+        self._sinks = list(sinks or ())
+        weakref.finalize(self, _close_all, self._sinks)
+        self._progress_bar = progress_bar
         self._options: dict[str, Any] = {
             "region": region,
             "intensity": intensity,
@@ -158,7 +141,6 @@ class GreenMonitor(_Callback):
             "baseline": baseline,
             "planned_steps": planned_steps,
             "run_name": run_name,
-            "sinks": sinks,
             "label": label,
             "enabled": enabled,
         }
@@ -167,14 +149,20 @@ class GreenMonitor(_Callback):
             every = "auto" if log_every_n_steps is None else log_every_n_steps
             Tracker(**{**self._options, "meters": meters or (), "log_every_n_steps": every})
         self._tracker: Tracker | None = None
-        self._open = False
+        self._trainer: Trainer | None = None  # while a run is open
+        self._mailbox = loggers.Mailbox()
+        self._newest: dict[str, float] = {}  # values by tag, for the progress bar
+        self._feeds: list[loggers.LoggerFeed] = []
+        self._open = self._fits = False
+        self._state: dict[str, Any] = {}
         self._phases: dict[Phase, AbstractContextManager[None]] = {}
         self._unwatch: Callable[[], None] = _nothing
         self._counting = False
         self._work = Work()  # of the micro-batches since the last step, or of the evaluation under way
         self._eval_work = Work()
         self._flops = 0.0
-        self._global_step = 0
+        self._global_step = -1  # before training begins
+        self._logged_step = 0  # of the loss that Lightning logged last, at the earliest
         self._n_batches = self._n_steps = 0
 
     @property
@@ -189,16 +177,20 @@ class GreenMonitor(_Callback):
             UsageError: the trainer hasn't run yet.
         """
         if self._tracker is None:
-            raise UsageError("no run yet: call trainer.fit(...) with this callback first")
+            raise UsageError(
+                "no run in this process yet: call trainer.fit(...) with this callback first. A strategy that spawns processes "
+                "(ddp_spawn) leaves the summary in theirs: it is the last line of each file in the run's directory"
+            )
         return self._tracker.summary()
 
     # The trainer's run begins and ends.
 
     def setup(self, trainer: Trainer, *_: Any, **_named: Any) -> None:
         """Opens the run, in phase "setup"."""
+        place = _same_on_all_ranks(trainer, _directory(trainer))
         try:
             self._close()  # a run that ended without telling
-            self._start(trainer)
+            self._start(trainer, *place)
         except UsageError:
             raise
         except Exception as error:  # rule 9
@@ -219,6 +211,28 @@ class GreenMonitor(_Callback):
         """Closes the run as failed; what was measured is on disk."""
         self._close(exception)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the fit under way, or of the last one; ``{}`` before the first."""
+        if self._fits:
+            self._remember()
+        return dict(self._state)
+
+    @_harmless
+    def _remember(self) -> None:
+        self._state = self._run.state_dict()
+        trainer = self._trainer
+        if self._state and trainer is not None and trainer.global_step != self._global_step >= 0:
+            self._state["step"] = _loss_step(trainer)  # a callback that comes before this one is saving
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the run that saved the checkpoint."""
+        if self._fits and not self._n_batches:
+            self._continue(state_dict)
+
+    @_harmless
+    def _continue(self, state: dict[str, Any]) -> None:
+        self._run.load_state_dict(state)
+
     # Training.
 
     @_harmless
@@ -226,7 +240,8 @@ class GreenMonitor(_Callback):
         """States the model, now on its device, and how long the run will be."""
         self._global_step = trainer.global_step
         dtype = _AUTOCAST.get(str(trainer.precision).split("-", maxsplit=1)[0])
-        self._run.adopt(pl_module, planned_steps=_planned_steps(trainer), dtype=dtype)
+        resumed = self._run.manifest.resumed_from_step is not None
+        self._run.adopt(pl_module, planned_steps=_planned_steps(trainer, whole=resumed), dtype=dtype)
 
     @_harmless
     def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, batch: Any, index: int) -> None:
@@ -245,17 +260,20 @@ class GreenMonitor(_Callback):
         if self._counting:
             self._counting = False
             self._run.counter.end_step()
+        self._show(trainer)
         self._n_batches += 1
         self._work += self._work_of(batch)
         if self._flops_of is not None:
             self._flops += self._call("flops_per_step", self._flops_of, batch, math.nan)
-        if trainer.global_step == self._global_step:
+        done = trainer.global_step
+        if done == self._global_step:
             return
-        self._global_step = trainer.global_step
+        self._global_step = done
         self._n_steps += 1
         work, self._work = self._work, Work()
         flops, self._flops = (None if self._flops_of is None else self._flops), 0.0
-        self._run.step(tokens=work.tokens, samples=work.samples, step=_loss_step(trainer), flops=flops)
+        self._logged_step = _loss_step(trainer)  # is logged right after this hook
+        self._run.step(tokens=work.tokens, samples=work.samples, step=self._logged_step, flops=flops)
 
     @_harmless
     def on_train_epoch_end(self, *_: Any) -> None:
@@ -288,6 +306,8 @@ class GreenMonitor(_Callback):
 
     def _end_eval(self) -> None:
         work, self._eval_work = self._eval_work, Work()
+        if self._trainer is not None:
+            self._show(self._trainer)
         if work.n_steps:
             self._run.step(tokens=work.tokens, samples=work.samples)  # within the phase: its work, as one occurrence
         self._leave(Phase.EVAL)
@@ -298,28 +318,50 @@ class GreenMonitor(_Callback):
 
     # How it is done.
 
-    def _start(self, trainer: Trainer) -> None:
+    def _start(self, trainer: Trainer, directory: Path | None, problem: str) -> None:
         self._work, self._eval_work, self._flops = Work(), Work(), 0.0
-        self._n_batches = self._n_steps = 0
+        self._n_batches = self._n_steps = self._logged_step = 0
+        self._global_step = -1
         theirs: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # declared nowhere, set by the trainer's constructor
         every = self._every or theirs or "auto"  # 0 is Lightning's "never"
-        options = {**self._options, "log_every_n_steps": every}
-        writer, log_dir, problem = None, None, ""
+        others = loggers.others(trainer)
+        sinks: list[Sink] = [loggers.lent(sink) for sink in self._sinks]
+        if others or self._progress_bar:
+            self._mailbox, self._newest = loggers.Mailbox(), {}
+            sinks.append(self._mailbox)
+        options = {**self._options, "log_every_n_steps": every, "sinks": sinks}
         try:
-            writer, log_dir = _destination(trainer)
-            self._tracker = Tracker(writer=writer, log_dir=log_dir, **options).__enter__()
+            writer = None if problem else loggers.writer(trainer)
+            self._tracker = Tracker(writer=writer, log_dir=directory, **options).__enter__()
         except UsageError:
             raise
         except Exception as error:  # the directory is Lightning's choice, not the user's argument: measure without files
-            problem = f"no files from GreenMonitor: {error}"
+            problem = str(error)
             self._tracker = Tracker(**options).__enter__()
         self._open = self._run.enabled
         if not self._open:
             return
-        if problem:
-            self._run.warn(problem)
         self._enter(Phase.SETUP)
+        if problem:
+            self._run.warn(f"no files from GreenMonitor: {problem}")
+        self._trainer = trainer
+        self._fits = loggers.fitting(trainer)
+        clock: Clock = self._options["clock"] or HostClock()
+        self._feeds = [loggers.LoggerFeed(logger, clock, self._run.warn) for logger in others]
         self._unwatch = self._watch_saving(trainer)
+
+    def _show(self, trainer: Trainer, *, last: bool = False) -> None:
+        """Hands what has come in since the last hook to the loggers and the progress bar."""
+        rows = self._mailbox.take()
+        if not rows:
+            return
+        for feed in self._feeds:
+            feed.log(rows, self._logged_step, last=last)
+        if self._progress_bar and self._fits:
+            for row in rows:
+                self._newest |= row.values
+            text: Any = progress(self._newest, self._run.summary().time_left_s)
+            trainer.progress_bar_metrics["green"] = text  # shown as it is by either bar
 
     def _watch_saving(self, trainer: Trainer) -> Callable[[], None]:
         """Books ``trainer.save_checkpoint`` as phase "save"; returns what undoes it.
@@ -352,7 +394,11 @@ class GreenMonitor(_Callback):
         if not self._open:
             return
         self._stop_counting()
+        if self._fits:
+            self._fits = False
+            self._remember()
         self._open = False
+        trainer, self._trainer = self._trainer, None
         self._unwatch()
         self._unwatch = _nothing
         if error is None:
@@ -361,6 +407,9 @@ class GreenMonitor(_Callback):
             self._run.__exit__(type(error), error, error.__traceback__)
         while self._phases:  # those that an exception left open: the tracker has ended them
             self._phases.popitem()[1].__exit__(None, None, None)
+        if trainer is not None:
+            self._show(trainer, last=True)
+        self._feeds = []
 
     def _give_up(self, error: Exception) -> None:
         self._run.warn(f"GreenMonitor is switched off: {type(error).__name__}: {error}")
@@ -419,19 +468,29 @@ def _nothing() -> None:
     pass
 
 
-def _destination(trainer: Trainer) -> tuple[SummaryWriter | None, Path | None]:
-    """The logger's writer, where it is TensorBoard's, and the run's directory; no files in a ``fast_dev_run``."""
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # declared nowhere, set by the trainer's constructor
-        return None, None
-    board = next((logger for logger in trainer.loggers if isinstance(logger, _TENSORBOARD_LOGGERS)), None)
-    loggers = [board] if board is not None else trainer.loggers
-    directory = next((d for d in (logger.log_dir for logger in loggers) if isinstance(d, str)), None)
-    directory = directory or str(trainer.default_root_dir)
-    if "://" in directory:
-        raise ArgumentError(f"{directory} is not a local directory")
-    if trainer.state.fn is not None and trainer.state.fn.value != "fit":
-        return None, Path(directory, trainer.state.fn.value)
-    return board.experiment if board is not None and trainer.is_global_zero else None, Path(directory)
+def _close_all(sinks: Iterable[Sink]) -> None:
+    for sink in sinks:
+        with suppress(Exception):  # rule 9
+            sink.close()
+
+
+def _directory(trainer: Trainer) -> tuple[Path | None, str]:
+    """The run's directory, or none and why."""
+    try:
+        return loggers.directory(trainer), ""
+    except Exception as error:  # loggers may be anybody's code: rule 9
+        return None, str(error)
+
+
+def _same_on_all_ranks(trainer: Trainer, place: tuple[Path | None, str]) -> tuple[Path | None, str]:
+    """Rank zero's directory: a logger that numbers its runs gives every rank another one.
+
+    The only collective of this callback, once at ``setup`` between Lightning's own barriers, as ``ModelCheckpoint`` has one there.
+    """
+    if trainer.world_size == 1:
+        return place
+    same: tuple[Path | None, str] = trainer.strategy.broadcast(place)
+    return same
 
 
 def _loss_step(trainer: Trainer) -> int:
@@ -442,36 +501,15 @@ def _loss_step(trainer: Trainer) -> int:
         return trainer.global_step - 1
 
 
-def _planned_steps(trainer: Trainer) -> int | None:
-    """Steps that this fit will take, where that is known. The data are loaded by now, so asking costs nothing."""
+def _planned_steps(trainer: Trainer, *, whole: bool) -> int | None:
+    """Steps that this fit will take, or the whole training, where that is known. The data are loaded by now, so asking costs nothing.
+
+    ``max_steps`` counts each optimizer's steps: with several, nobody knows how many of them a batch will step.
+    """
+    if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
+        return None
     try:
-        whole = trainer.estimated_stepping_batches
-        left = int(whole) - (_loss_step(trainer) if trainer.global_step else 0)
+        left = int(trainer.estimated_stepping_batches) - (_loss_step(trainer) if trainer.global_step and not whole else 0)
     except Exception:  # unbounded, or accumulation that changes with the epoch
         return None
     return left if left > 0 else None
-
-
-def _found_units(batch: Any) -> dict[str, int]:
-    """Samples: the first tensor's first dimension. Tokens: the elements of ``input_ids``, where the batch has them."""
-    units = {}
-    first = _first_tensor(batch, _DEPTH)
-    if first is not None:
-        units["samples"] = first.shape[0]
-    if isinstance(batch, Mapping) and isinstance(ids := batch.get("input_ids"), torch.Tensor):
-        units["tokens"] = ids.numel()
-    return units
-
-
-def _first_tensor(value: Any, depth: int) -> torch.Tensor | None:
-    """The first tensor with a dimension in nested mappings, sequences and dataclasses."""
-    if isinstance(value, torch.Tensor):
-        return value if value.dim() else None
-    parts: Iterable[Any] = ()
-    if depth and isinstance(value, Mapping):
-        parts = value.values()
-    elif depth and isinstance(value, list | tuple):
-        parts = value
-    elif depth and is_dataclass(value):
-        parts = (getattr(value, field.name) for field in fields(value))
-    return next((found for part in parts if (found := _first_tensor(part, depth - 1)) is not None), None)

@@ -1,0 +1,311 @@
+"""Fits that go on from a checkpoint: one run over several segments, whose useful totals are those of a run that never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from green_torch import ledger
+from green_torch.sinks.jsonl import read_jsonl, run_files
+from tests.lightning_bench import CLOSE, PACKAGES, POWER_W, Bench, data, events, steps_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::Warning:lightning.*"),
+    pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning.*"),
+]
+STEPS = 14
+
+
+class PowerCutError(Exception):
+    """The machine is gone."""
+
+
+def fit(
+    path: Path, package: str, *, until: int | None = None, ckpt_path: Path | None = None, monitor=None, bench=None
+) -> Bench:
+    """A fit as in a process of its own: set-up takes 2 s, a checkpoint (every 4 steps) 0.3 s, validation (every 6) 0.1 s a batch."""
+    bench = bench or Bench(path, package)
+
+    class SlowDisk(bench.pl.plugins.io.TorchCheckpointIO):
+        def save_checkpoint(self, *args, **kwargs):
+            bench.clock.advance(0.3)
+            super().save_checkpoint(*args, **kwargs)
+
+    calls = []
+
+    def act(name):
+        calls.append(name)
+        if name == "setup":
+            bench.clock.advance(2.0)
+        if name == "training_step" and until is not None and calls.count(name) > until:
+            raise PowerCutError
+
+    saves = bench.pl.callbacks.ModelCheckpoint(path / "ckpt", filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    trainer = bench.trainer(
+        monitor or bench.monitor(),
+        saves,
+        plugins=[SlowDisk()],
+        enable_checkpointing=True,
+        max_steps=STEPS,
+        val_check_interval=6,
+        limit_val_batches=2,
+        num_sanity_val_steps=0,
+        logger=bench.pl.loggers.TensorBoardLogger(path, name="", version="run"),
+    )
+    bench.run_dir = path / "run"
+    bench.last_trainer = trainer
+    if until is None:
+        trainer.fit(bench.module(act=act), data(STEPS), data(2), ckpt_path=ckpt_path)
+    else:
+        with pytest.raises(PowerCutError):
+            trainer.fit(bench.module(act=act), data(STEPS), data(2), ckpt_path=ckpt_path)
+    return bench
+
+
+def runs(path: Path):
+    return ledger.read(path / "run").runs
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_crash_and_resume_equal_a_run_that_never_stopped(tmp_path, package):
+    """One run id, segments 1 and 2, a continuous axis; steps 8 and 9, done again, are not useful, and the rest equals the other run phase by phase."""
+    whole = fit(tmp_path / "whole", package)
+    first = fit(tmp_path / "cut", package, until=10)
+    second = fit(tmp_path / "cut", package, ckpt_path=tmp_path / "cut" / "ckpt" / "step=8.ckpt")
+    ours, theirs = second.green.summary().manifest, first.green.summary().manifest
+    assert ours.run_id == theirs.run_id
+    assert (theirs.segment, ours.segment) == (1, 2)
+    assert (ours.resumed_from_step, ours.previous_segment) == (7, 1)
+    assert [record.step for record in first.of("train")] == list(range(10))
+    assert [record.step for record in second.of("train")] == list(range(8, STEPS))
+    (run,), (never_stopped,) = runs(tmp_path / "cut"), runs(tmp_path / "whole")
+    expected = {phase.phase: phase for phase in whole.green.summary().totals.phases}
+    assert {phase.phase: phase.energy_j for phase in run.useful.phases} == pytest.approx(
+        {phase.phase: phase.energy_j for phase in never_stopped.useful.phases}, rel=CLOSE
+    )
+    for phase in run.useful.phases:
+        assert (phase.n_steps, phase.samples) == (expected[phase.phase].n_steps, expected[phase.phase].samples)
+        assert phase.energy_j == pytest.approx(expected[phase.phase].energy_j, rel=CLOSE)
+    assert run.useful.phase("train").n_steps == STEPS
+    assert run.totals.energy_j == pytest.approx(
+        first.green.summary().totals.energy_j + second.green.summary().totals.energy_j, rel=CLOSE
+    )
+    assert second.green.summary().warnings == ()
+
+
+def test_values_stay_on_the_axis_of_the_loss(tmp_path):
+    """In TensorBoard, a resumed fit in the same directory goes on where the loss goes on."""
+    fit(tmp_path, "lightning.pytorch", until=10)
+    (first,) = (tmp_path / "run").glob("events.*")
+    first.rename(tmp_path / "run" / "first")
+    fit(tmp_path, "lightning.pytorch", ckpt_path=tmp_path / "ckpt" / "step=8.ckpt")
+    found = events(tmp_path / "run")
+    assert steps_of(found, "train_loss") == steps_of(found, "green/energy_per_step_J") == list(range(8, STEPS))
+
+
+def test_the_same_monitor_fits_again(tmp_path):
+    """One process, one monitor: a fit from a checkpoint is the next segment of the run."""
+    bench = fit(tmp_path, "lightning.pytorch", until=10)
+    first = bench.green.summary().manifest
+    bench.sink.records.clear()
+    fit(tmp_path, "lightning.pytorch", ckpt_path=tmp_path / "ckpt" / "step=8.ckpt", monitor=bench.green, bench=bench)
+    second = bench.green.summary().manifest
+    assert (second.run_id, second.segment, second.resumed_from_step) == (first.run_id, 2, 7)
+    assert [record.step for record in bench.of("train")] == list(range(8, STEPS))
+    assert runs(tmp_path)[0].useful.phase("train").n_steps == STEPS
+
+
+def test_a_fit_without_a_checkpoint_is_a_new_run(tmp_path):
+    """In the same directory, by the same monitor or another: another run id, and nothing is superseded."""
+    bench = fit(tmp_path, "lightning.pytorch")
+    ids = [bench.green.summary().manifest.run_id]
+    fit(tmp_path, "lightning.pytorch", monitor=bench.green, bench=bench)
+    ids.append(bench.green.summary().manifest.run_id)
+    ids.append(fit(tmp_path, "lightning.pytorch").green.summary().manifest.run_id)
+    assert len(set(ids)) == 3
+    assert [run.useful.phase("train").n_steps for run in runs(tmp_path)] == [STEPS] * 3
+
+
+def test_a_checkpoint_saved_after_the_fit(tmp_path):
+    """trainer.save_checkpoint(...) once the fit has returned holds the run too."""
+    bench = fit(tmp_path, "lightning.pytorch", until=10)
+    bench.last_trainer.save_checkpoint(tmp_path / "late.ckpt")
+    resumed = fit(tmp_path, "lightning.pytorch", ckpt_path=tmp_path / "late.ckpt")
+    manifest = resumed.green.summary().manifest
+    assert (manifest.run_id, manifest.resumed_from_step) == (bench.green.summary().manifest.run_id, 9)
+    assert runs(tmp_path)[0].useful.phase("train").n_steps == STEPS
+
+
+def test_a_callback_that_saves_before_ours(tmp_path):
+    """A callback further up the list that saves when the optimizer has stepped: the checkpoint's step counts as done."""
+    bench = Bench(tmp_path)
+
+    class Saves(bench.pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "three.ckpt")
+
+    def trainer(monitor, **options):
+        made = bench.trainer(monitor, max_steps=5, **options)
+        made.callbacks.insert(0, Saves())
+        return made
+
+    trainer(bench.monitor()).fit(bench.module(), data())
+    bench.trainer(bench.monitor(), max_steps=5).fit(bench.module(), data(), ckpt_path=tmp_path / "three.ckpt")
+    assert bench.green.summary().manifest.resumed_from_step == 2
+    assert [record.step for record in bench.of("train")] == [0, 1, 2, 3, 4, 3, 4]
+
+
+def test_a_checkpoint_saved_before_the_first_step(tmp_path):
+    """Saved as a resumed fit begins: the steps done so far are those of the checkpoint that it went on from."""
+    bench = fit(tmp_path, "lightning.pytorch", until=10)
+
+    class Saves(bench.pl.Callback):
+        def on_train_start(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / "again.ckpt")
+
+    trainer = bench.trainer(bench.monitor(), max_steps=9)
+    trainer.callbacks.insert(0, Saves())
+    trainer.fit(bench.module(), data(STEPS), ckpt_path=tmp_path / "ckpt" / "step=8.ckpt")
+    state = torch.load(tmp_path / "again.ckpt", weights_only=True)["callbacks"]["GreenMonitor"]
+    assert state["step"] == 7
+
+
+def test_accumulation_and_optimizers_keep_the_axis(tmp_path):
+    """Steps are counted as Lightning counts them for the loss, after a checkpoint too: accumulation, two optimizers by hand."""
+    for options, module, ckpt_step in (({"accumulate_grad_batches": 2}, {}, 4), ({}, {"manual": 2}, 8)):
+        bench = Bench(tmp_path / str(ckpt_step))
+        saves = bench.pl.callbacks.ModelCheckpoint(bench.path / "ckpt", filename="{step}", every_n_train_steps=4, save_top_k=-1)
+        common = {"enable_checkpointing": True, "max_epochs": 1, "max_steps": -1, **options}
+        bench.trainer(bench.monitor(), saves, **common).fit(bench.module(**module), data(12))
+        n_steps = len(bench.of("train"))
+        bench.sink.records.clear()
+        bench.trainer(bench.monitor(), **common).fit(
+            bench.module(**module), data(12), ckpt_path=bench.path / "ckpt" / f"step={ckpt_step}.ckpt"
+        )
+        assert [record.step for record in bench.of("train")] == list(range(4, n_steps))
+        assert bench.green.summary().manifest.resumed_from_step == 3
+
+
+@pytest.mark.parametrize("kind", ["validate", "test"])
+def test_evaluating_a_checkpoint_is_a_run_of_its_own(tmp_path, kind):
+    """Both load the callbacks' state from a checkpoint, and take nothing over from the fit."""
+    bench = fit(tmp_path, "lightning.pytorch")
+    fitted = bench.green.summary().manifest.run_id
+    trainer = bench.trainer(bench.monitor())
+    getattr(trainer, kind)(bench.module(), data(2), ckpt_path=tmp_path / "ckpt" / "step=8.ckpt", verbose=False)
+    manifest = bench.green.summary().manifest
+    assert manifest.run_id != fitted
+    assert manifest.resumed_from_step is None
+
+
+def test_projections_are_of_the_whole_run(tmp_path):
+    """A resumed run is projected with what its earlier segment used, waste included, and with the steps that are left."""
+    fit(tmp_path, "lightning.pytorch", until=10)
+    bench = fit(tmp_path, "lightning.pytorch", ckpt_path=tmp_path / "ckpt" / "step=8.ckpt")
+    summary = bench.green.summary()
+    assert summary.manifest.planned_steps == STEPS
+    both_j = summary.totals.energy_j + summary.manifest.carried_energy_j
+    assert summary.projected_energy_j == pytest.approx(both_j)
+    assert summary.projected_total_g == pytest.approx(both_j / 3.6e6 * 100)
+    assert summary.time_left_s == 0
+    third = next(record for record in bench.of("train") if record.step == 10)  # 3 steps done here, 3 to go
+    left_j = 3 * (POWER_W * 0.2 + (third.totals.energy_j - third.totals.phase("train").energy_j - 600.0) / 3)
+    assert third.projected_total_g == pytest.approx(
+        (third.totals.energy_j + summary.manifest.carried_energy_j + left_j) / 3.6e6 * 100, rel=CLOSE
+    )
+
+
+SCRIPT = """
+import sys, time, pathlib
+import torch
+import lightning.pytorch as pl
+from green_torch.lightning import GreenMonitor
+from green_torch.testing import ScriptedMeter
+from green_torch.clock import HostClock
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+    def training_step(self, batch, index):
+        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        time.sleep(1.2 if step == 5 and len(sys.argv) == 3 else 0.02)  # records reach the disk once a second
+        if step == int(sys.argv[2]):
+            print("there", flush=True)
+            time.sleep(60)
+        return self.layer(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+path = pathlib.Path(sys.argv[1])
+clock = HostClock()
+green = GreenMonitor(clock=clock, meters=[ScriptedMeter(clock, {"gpu0": 300.0})], intensity=100.0, flops_per_step=1e6)
+saves = pl.callbacks.ModelCheckpoint(path / "ckpt", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+trainer = pl.Trainer(accelerator="cpu", max_steps=12, log_every_n_steps=1, logger=False, default_root_dir=path,
+    callbacks=[green, saves], enable_progress_bar=False, enable_model_summary=False)
+loader = torch.utils.data.DataLoader(torch.randn(96, 4), batch_size=8)
+trainer.fit(Module(), loader, ckpt_path=sys.argv[3] if len(sys.argv) > 3 else None)
+print(green.summary())
+"""
+
+
+def process(path: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(path), *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def wait_for(found):
+    """What ``found`` gives, once it gives something."""
+    deadline = time.monotonic() + 10
+    while not (something := found()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return something
+
+
+def test_a_process_that_is_killed_and_taken_up_by_another(tmp_path):
+    """Killed in step 7; a new process goes on from the checkpoint at 3. What was written stays, and each step is useful once."""
+    first = process(tmp_path, "7")
+    assert first.stdout.readline() == "there\n"
+    (file,) = (path for path, _, _ in run_files(tmp_path))
+    written = wait_for(lambda: [r.step for r in read_jsonl(file).records if r.phase == "train"])
+    assert written[:6] == list(range(6))
+    first.kill()
+    first.communicate(timeout=60)
+    second = process(tmp_path, "-1", str(tmp_path / "ckpt" / "step=3.ckpt"))
+    printed, said = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    assert "(completed)" in printed
+    (run,) = ledger.read(tmp_path).runs
+    resumed = read_jsonl(run_files(tmp_path)[1][0])
+    assert [record.step for record in resumed.records if record.phase == "train"] == list(range(3, 12))
+    assert run.useful.phase("train").n_steps == 12
+
+
+def test_ctrl_c(tmp_path):
+    """SIGINT in step 7: Lightning's own exit, and a run closed as failed with every joule up to then."""
+    first = process(tmp_path, "7")
+    assert first.stdout.readline() == "there\n"
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1, said
+    assert "Traceback" not in said
+    (file,) = (path for path, _, _ in run_files(tmp_path))
+    cut = read_jsonl(file)
+    assert [record.step for record in cut.records if record.phase == "train"] == list(range(7))
+    assert cut.summary.status == "failed"
+    assert cut.summary.warnings == ("ended by KeyboardInterrupt",)
+    assert cut.summary.totals.energy_j == pytest.approx(POWER_W * cut.summary.totals.duration_s, rel=0.01)
