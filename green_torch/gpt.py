@@ -45,14 +45,18 @@ class _Size:
     config: GPTConfig
     batch_size: int
     learning_rate: float
+    cpu_batch_size: int | None = None  # where the same as on a GPU would take minutes a step
 
 
 SIZES = {
     "1M": _Size(GPTConfig(layers=4, heads=4, width=128, block_size=128), batch_size=4, learning_rate=2e-3),
-    "10M": _Size(GPTConfig(layers=6, heads=6, width=384, block_size=256), batch_size=16, learning_rate=1e-3),
+    "10M": _Size(GPTConfig(layers=6, heads=6, width=384, block_size=256), batch_size=16, learning_rate=1e-3, cpu_batch_size=1),
     # GPT-2's shape, its vocabulary padded as is usual, so that FLOPs and MFU compare with others'; bytes use 256 of its entries
     "124M": _Size(
         GPTConfig(layers=12, heads=12, width=768, block_size=1024, vocabulary=50_304), batch_size=8, learning_rate=6e-4
+    ),
+    "350M": _Size(  # GPT-2 medium's shape; half the batch, so that FP32 with math attention fits 80 GB
+        GPTConfig(layers=24, heads=16, width=1024, block_size=1024, vocabulary=50_304), batch_size=4, learning_rate=3e-4
     ),
 }
 
@@ -161,7 +165,8 @@ def workload(variant: Variant, device: str | torch.device | None = None, size: s
     if size not in SIZES:
         raise ArgumentError(f"There is no GPT of size {size!r}; the sizes are {', '.join(SIZES)} and auto.")
     chosen = SIZES[size]
-    batch_size = variant.batch_size or chosen.batch_size
+    usual = chosen.batch_size if device.type != "cpu" else chosen.cpu_batch_size or chosen.batch_size
+    batch_size = variant.batch_size or usual
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=chosen.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import green_torch
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+_STATUS = Path("/proc/self/status")
 _JOB = {
     "job_id": "SLURM_JOB_ID",
     "array_job_id": "SLURM_ARRAY_JOB_ID",
@@ -144,6 +147,8 @@ def peak_memory_bytes(model: torch.nn.Module | None) -> int | None:
     torch = sys.modules.get("torch")
     if model is not None and torch is not None and cuda_in_use():
         return int(torch.cuda.max_memory_allocated(device_of(model)))  # asked from a thread whose current device is another
+    with suppress(OSError, StopIteration):  # Linux; the figure below it would be the parent's, where that was larger
+        return next(int(line.split()[1]) * 1024 for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     try:
         import resource  # not on Windows
     except ImportError:

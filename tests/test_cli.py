@@ -18,12 +18,10 @@ from rich.console import Console
 
 from green_torch import testing, track
 from green_torch.cli import console, doctor, main
-from green_torch.experiment import Block, Comparison, VariantResult, parse_variant
-from green_torch.records import DevicePeak, Domain, IntensityPoint, Manifest, Method
+from green_torch.records import Method
 from tests.simnvml import Gpu, constant, simulated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -143,6 +141,18 @@ def test_doctor_json_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
 # ── wrong arguments ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_doctor_tries_a_grid_key_and_never_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a key in the environment the zone is asked for; here through a proxy that is not there, which is told."""
+    monkeypatch.setenv("ELECTRICITYMAPS_API_KEY", "s3cr3t-k3y")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    missing: list[str] = []
+    assert doctor._live_grid("FR", missing) is None
+    assert doctor._live_grid(None, missing) is None
+    assert "HTTPS_PROXY" in missing[0]
+    assert "--region" in missing[1]
+    assert "s3cr3t" not in "".join(missing)
+
+
 @pytest.mark.parametrize("command", ["demo", "doctor"])
 def test_a_wrong_region_names_the_nearest(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2 and one line on stderr, before anything is trained."""
@@ -174,48 +184,7 @@ def test_other_wrong_arguments_end_with_2(arguments: list[str], tmp_path: Path, 
     assert ended.value.code == 2
 
 
-# ── what a comparison reads like ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def result(
-    name: str,
-    times_s: Sequence[float],
-    *,
-    method: Method = Method.ESTIMATED,
-    watts: float = 100.0,
-    loss: float = 2.5,
-    **fields: object,
-) -> VariantResult:
-    """A variant with a block a time, at a constant power; counted joules are bounded to ±1 %."""
-    domain = Domain(
-        "gpu0" if method is Method.COUNTER else "cpu", method, "a device", "a source", power_limit_w=350.0, gain_error=0.05
-    )
-    manifest = Manifest(
-        "id", name, 1, 0, 1, 0, (domain,), (), IntensityPoint(475.0, "world average, no region set", "a table"), 1.0, "none",
-        peaks=(DevicePeak(1e12, "a device", f"mm/{name}", "datasheet", "a sheet"),), model="GPT", parameters=838_000,
-    )  # fmt: skip
-    blocks = tuple(
-        Block(
-            round=number, position=0, n_steps=10, duration_s=time_s, energy_j=(energy_j := watts * time_s),
-            energy_lo_j=0.99 * energy_j if method is Method.COUNTER else None,
-            energy_hi_j=1.01 * energy_j if method is Method.COUNTER else None,
-            emissions_g=energy_j / 3.6e6 * 475, model_flops=1e11, hardware_flops=1e11, capacity_flops=1e12 * time_s,
-            tokens=5120, samples=40, loss=loss,
-        )
-        for number, time_s in enumerate(times_s)
-    )  # fmt: skip
-    made = VariantResult(parse_variant(name), blocks, manifest=manifest)
-    return replace(made, **fields)
-
-
-SLOW, SAME, FAST = [1.4, 1.38, 1.41, 1.4], [0.99, 1.02, 1.0, 0.98], [0.5, 0.51, 0.49, 0.5]
-BASE = [1.0, 1.01, 0.99, 1.0]
-
-
-def compared(times_s: Sequence[float], **fields: object) -> Comparison:
-    """BF16 with these block times against FP32."""
-    method = fields.pop("method", Method.ESTIMATED)
-    return Comparison((result("fp32", BASE, method=method), result("bf16", times_s, method=method, **fields)), 10, 0.95, 0.02)
+# ── words and tables ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def printed(width: int, show: object) -> str:
@@ -223,132 +192,6 @@ def printed(width: int, show: object) -> str:
     out = Console(file=io.StringIO(), width=width, highlight=False)
     show(out)
     return out.file.getvalue()
-
-
-def page(comparison: Comparison, width: int = 100) -> str:
-    """The whole page of a comparison."""
-    return printed(width, lambda out: [out.print(part) for part in console.comparison_parts(comparison, 10e9)])
-
-
-def test_slower_reads_as_slower() -> None:
-    """The headline is time where power was modelled, and the planned run costs more."""
-    first, second, *_ = console.findings(compared(SLOW))
-    assert first.startswith("bf16 is slower here: 39.7 % more time per token than fp32 (95 % interval +")
-    assert "4 pairs of blocks" in first
-    assert second == "Energy follows from time: power was modelled."
-    text = page(compared(SLOW))
-    assert "costs 216 h" in text
-    assert "saves" not in text
-    assert "world average, no region set" in text
-
-
-def test_faster_reads_as_faster() -> None:
-    """The same the other way round."""
-    assert console.findings(compared(FAST))[0].startswith("bf16 is faster here: 50.0 % less time per token than fp32")
-    text = page(compared(FAST))
-    assert "saves 271 h" in text
-    assert "costs" not in text
-
-
-def test_much_slower_reads_as_a_ratio() -> None:
-    """Beyond twice the time, a ratio with a ratio's interval."""
-    first = console.findings(compared([6.9, 7.0, 6.8, 6.95]))[0]
-    assert "6.91 × the time per token of fp32" in first
-    assert " ×" in page(compared([6.9, 7.0, 6.8, 6.95]))
-    assert "interval 6" in first
-
-
-def test_an_interval_over_zero_cant_be_told_apart() -> None:
-    """Significance comes before the difference: no percentage is claimed, and no saving."""
-    first = console.findings(compared(SAME))[0]
-    assert first.startswith(
-        "bf16 and fp32 can't be told apart here in time per token: the interval spans zero (95 % interval −"
-    )
-    text = page(compared(SAME))
-    assert text.count("can't be told apart") == 5  # headline, step time, and the three columns of the planned run
-    assert "saves" not in text
-    assert "costs" not in text
-
-
-def test_one_block_gives_no_finding() -> None:
-    """A single pair has no interval."""
-    comparison = Comparison((result("fp32", [1.0]), result("bf16", [0.5])), 10, 0.95, 0.02)
-    assert console.findings(comparison)[0].endswith("no interval, so no finding.")
-    assert "no interval" in page(comparison)
-
-
-def test_counted_energy_is_the_headline_with_its_bounds() -> None:
-    """Where joules are counted, energy leads, bounds stand beside it, and the sensor's own error is told apart."""
-    comparison = compared(FAST, method=Method.COUNTER, watts=120.0)
-    first, second, *_ = console.findings(comparison)
-    assert first.startswith("bf16 saves energy here: 40.0 % less energy per token than fp32")
-    assert "the meter's bounds −41" in first
-    assert second.startswith("bf16 is faster here")
-    text = page(comparison)
-    assert "(19.3 to 19.7)" in text  # mJ a token, from the bounds of the blocks
-    assert "counter (gpu0)" in text
-    assert "Sensor gain error, systematic, not in the bounds: gpu0 ±5 %." in text
-    assert "follows from time" not in text
-
-
-def test_counted_energy_without_a_difference_is_told_first() -> None:
-    """Energy that can't be told apart is not covered up by a time that can."""
-    comparison = compared(FAST, method=Method.COUNTER, watts=200.0)
-    assert console.findings(comparison)[0].startswith("bf16 and fp32 can't be told apart here in energy per token")
-    assert "saves" in page(comparison)  # hours
-
-
-def test_peaks_that_differ_are_not_ranked() -> None:
-    """MFUs over different peaks stand side by side without a difference, model FLOP/s beside them."""
-    text = page(compared(FAST))
-    assert "not ranked" in text
-    assert "Model FLOP/s" in text
-    assert "datasheet: a sheet" in text
-
-
-def test_a_slower_type_is_explained_by_its_peak() -> None:
-    """Where the peak of the variant's own type is below the baseline's, the page says so."""
-    slower = compared(SLOW)
-    base, other = slower.results
-    other = replace(
-        other, manifest=replace(other.manifest, peaks=(DevicePeak(6e9, "a device", "mm/bfloat16", "measured", "GEMMs"),))
-    )
-    lines = console.findings(replace(slower, results=(base, other)))
-    assert any("6.00 GFLOP/s for bfloat16" in line for line in lines)
-    assert not any("peaks of this device" in line for line in console.findings(slower))
-
-
-def test_another_training_claims_no_saving() -> None:
-    """A loss that departs beyond the tolerance takes the saving away."""
-    comparison = compared(FAST, loss=3.0)
-    assert any("not the same training" in line and "no saving" in line for line in console.findings(comparison))
-    assert "saves" not in page(comparison)
-    assert "not comparable" in page(comparison)
-
-
-def test_a_failed_variant_leaves_the_others_results() -> None:
-    """Its error is told, and the baseline's figures stand."""
-    comparison = Comparison(
-        (result("fp32", BASE), VariantResult(parse_variant("bf16"), error="does not fit in memory")), 10, 0.95, 0.02
-    )
-    text = page(comparison)
-    assert "bf16 ended early: does not fit in memory" in text
-    assert "100 ms" in text
-
-
-def test_nothing_measured_is_said() -> None:
-    """Both failing leaves a page that says so and no table."""
-    comparison = Comparison(
-        tuple(VariantResult(parse_variant(name), error="broken") for name in ("fp32", "bf16")), 0, 0.95, 0.02
-    )
-    assert "nothing to compare" in page(comparison)
-
-
-def test_an_interrupted_comparison_shows_its_blocks() -> None:
-    """What was measured until Ctrl-C is shown, and that it was interrupted."""
-    text = page(replace(compared(FAST), interrupted=True))
-    assert "Interrupted" in text
-    assert "bf16 is faster here" in text
 
 
 @pytest.mark.parametrize(
@@ -365,7 +208,7 @@ def test_an_interrupted_comparison_shows_its_blocks() -> None:
 )
 def test_bounds_share_the_unit_of_the_value(value: float | None, lo: float | None, hi: float | None, text: str) -> None:
     """Low and high are in the unit that the value is printed in."""
-    assert console.bounded(value, lo, hi, console._kilowatt_hours) == text
+    assert console.bounded(value, lo, hi, console.kilowatt_hours) == text
 
 
 def test_a_summary_prints_its_phases_and_what_it_rests_on() -> None:

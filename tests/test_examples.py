@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from green_torch.records import Flag, Phase
-from green_torch.sinks.jsonl import RunFile, read_jsonl
+from green_torch.sinks.jsonl import RunFile, read_jsonl, run_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS = 4
@@ -73,3 +73,33 @@ def test_example(tmp_path, example, run_dir, loss, work):
     phases = {record.phase for record in file.records}
     assert phases >= {Phase.TRAIN, Phase.EVAL}
     assert example == "custom_loop.py" or phases >= {Phase.SETUP, Phase.SAVE}
+
+
+def torchrun(name: str, log_dir: Path) -> str:
+    """What the example prints, in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(EXAMPLES / name), "--steps", str(STEPS), "--log-dir", str(log_dir)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ddp_torchrun(tmp_path):
+    """Two ranks: rank zero prints the job's sums, TensorBoard shows them; started again, it goes on from its checkpoint."""
+    printed = torchrun("ddp_torchrun.py", tmp_path)
+    assert "all ranks    2 of 2 report" in printed
+    files = [read_jsonl(run_file(tmp_path, rank, 1)) for rank in (0, 1)]
+    job = files[0].summary.job
+    assert (job.reporting, job.ended, job.samples) == (2, 2, 2 * STEPS * 128)
+    assert job.model_flops == pytest.approx(sum(file.summary.totals.phase("train").model_flops for file in files))
+    known = [file.summary.totals.energy_j for file in files if file.summary.totals.energy_j is not None]
+    assert job.energy_j == (pytest.approx(sum(known)) if known else None)
+    assert not any(domain.name in {"cpu", "dram"} for domain in files[1].manifest.domains)
+    (event_file,) = tmp_path.glob("events.out.tfevents.*")
+    assert steps_of(EventAccumulator(str(event_file)).Reload(), "loss") == list(range(STEPS))
+
+    assert f"goes on after step {STEPS - 1}" in torchrun("ddp_torchrun.py", tmp_path)
+    again = read_jsonl(run_file(tmp_path, 1, 2))
+    assert again.manifest.run_id == files[0].manifest.run_id
+    assert [record.step for record in again.records if record.phase is Phase.TRAIN] == list(range(STEPS, 2 * STEPS))

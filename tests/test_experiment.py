@@ -6,22 +6,57 @@ import json
 import math
 import os
 import random
+import signal
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, count
 from multiprocessing import Pipe
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment import Block, Comparison, Variant, VariantResult, Workload, compare, parse_variant, project
+from green_torch.experiment import (
+    Block,
+    Comparison,
+    LargestBatch,
+    Trial,
+    Variant,
+    VariantResult,
+    Workload,
+    compare,
+    largest_batch,
+    parse_variant,
+    project,
+)
+from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, apart_in_cache, applied
+from green_torch.experiment.conditions import Watch, watch
+from green_torch.experiment.memory import _apart, _check_heeded, _Job, _stepped, _Tried, bisected
 from green_torch.experiment.rounds import _Arm, _fitting_steps, _orders
-from green_torch.experiment.worker import WARM_UP, Done, Job, Measured, Order, Ready, Refused, Warm, _received, _serve, _told
+from green_torch.experiment.worker import (
+    WARM_UP,
+    Done,
+    Failed,
+    Job,
+    Measured,
+    Order,
+    Ready,
+    Refused,
+    Warm,
+    _received,
+    _serve,
+    told,
+)
 from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
+from green_torch.meters.nvml import NvmlMeter
 from green_torch.records import DevicePeak, Domain, Manifest, Method
+from green_torch.surroundings import peak_memory_bytes
 from green_torch.testing import ScriptedClock, ScriptedMeter
+from tests.simnvml import Gpu, constant, simulated
 
 TOKENS = 10
 
@@ -36,6 +71,37 @@ class Power:
         return self.watts
 
 
+class SimulatedGpu:
+    """The simulated NVML's GPU under the real meter, at the workload's watts and the scripted clock's time; it opens where it is used."""
+
+    interval_s = None
+
+    def __init__(self, clock, power):
+        self.clock = clock
+        self.power = power
+        self._meter = None
+
+    @property
+    def domains(self):
+        return self._open().domains
+
+    def read(self):
+        meter = self._open()
+        self._sim.go_to((self.clock.now_ns() - self._start_ns) / 1e9)
+        return meter.read()
+
+    def close(self):
+        self._open().close()
+
+    def _open(self):
+        if self._meter is None:
+            self._start_ns = self.clock.now_ns()
+            self._context = simulated(Gpu(constant(self.power.watts), period_s=0.1, power_limit_w=700.0))
+            self._sim = self._context.__enter__()
+            self._meter = NvmlMeter(self._sim.gpus[0].uuid, now_ns=self.clock.now_ns)
+        return self._meter
+
+
 def scripted_build(variant, clock, power, step_s, watts):
     """A linear model whose steps take scripted seconds at scripted watts; "broken" fails, "dying" takes its process with it."""
     if variant.name == "broken":
@@ -43,8 +109,12 @@ def scripted_build(variant, clock, power, step_s, watts):
     if variant.name == "dying":
         os._exit(3)
     power.watts = watts.get(variant.name, 100.0)
+    if variant.name == "too large":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
     seconds = step_s.get(variant.name, 0.25)
     jitter = random.Random(f"{variant.name} 1")
+    if variant.name == "own step":
+        return OwnStep(clock)
 
     def loss(model, batch):
         clock.advance(seconds * jitter.gauss(1, 0.02))
@@ -58,10 +128,25 @@ def scripted_build(variant, clock, power, step_s, watts):
     return Workload(nn.Linear(4, 4), partial(torch.optim.SGD, lr=0.1), loss, batches, lambda batch: {"tokens": len(batch)})
 
 
-def script(method=Method.COUNTER, step_s=None, watts=None):
+class OwnStep:
+    """A step of the user's own, of 0.25 s."""
+
+    units = {"tokens": TOKENS}  # noqa: RUF012
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __call__(self):
+        self.clock.advance(0.25)
+
+
+def script(method=Method.COUNTER, step_s=None, watts=None, meter=None):
     """What scripted workers are given: the build, and the arguments of track()."""
     clock, power = ScriptedClock(), Power()
-    meter = ScriptedMeter(clock, {"gpu0": power}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
+    if meter is None:
+        meter = ScriptedMeter(clock, {"gpu0": power}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
+    else:
+        meter = meter(clock, power)
     build = partial(scripted_build, clock=clock, power=power, step_s=step_s or {}, watts=watts or {})
     return build, {"clock": clock, "meters": [meter], "intensity": 100.0, "poll_interval_s": 0.02}
 
@@ -87,6 +172,7 @@ class TestVariants:
             ("tf32", {"precision": "32-true", "matmul_precision": "high", "sdpa_backend": "math"}),
             ("bf16", {"precision": "bf16-mixed", "sdpa_backend": "math"}),
             ("bf16+flash", {"precision": "bf16-mixed", "sdpa_backend": "flash"}),
+            ("fp16", {"precision": "16-mixed", "sdpa_backend": "math"}),
             ("fp32+auto", {"sdpa_backend": None}),
             (
                 "bf16+efficient+checkpoint+compile",
@@ -115,7 +201,6 @@ class TestVariants:
     @pytest.mark.parametrize(
         ("more", "match"),
         [
-            ({"precision": "16-mixed"}, "bf16-mixed"),
             ({"precision": "8-bit"}, "32-true"),
             ({"matmul_precision": "low"}, "highest"),
             ({"sdpa_backend": "auto"}, "math"),
@@ -146,6 +231,14 @@ class TestArguments:
             ("m:f", ["fp32"], {"blocks": 0}, "blocks=0"),
             ("m:f", ["fp32"], {"steps_per_block": 0}, "steps_per_block=0"),
             ("m:f", ["fp32"], {"warmup_steps": 0}, "warmup_steps=0"),
+            ("m:f", ["fp32", "bf16"], {"until": 0}, "until=0"),
+            ("m:f", ["fp32", "bf16"], {"until": 1}, "0.01 is 1 %"),
+            ("m:f", ["fp32", "bf16"], {"until": 0.01, "blocks": 9}, "10 blocks"),
+            ("m:f", ["fp32"], {"until": 0.01}, "two or more"),
+            ("m:f", ["fp32"], {"budget_s": 0}, "budget_s=0"),
+            ("m:f", ["fp32"], {"budget_j": math.nan}, "budget_j=nan"),
+            ("m:f", ["fp32"], {"confidence": 1.0}, "confidence"),
+            ("m:f", ["fp32"], {"loss_tolerance": -1}, "loss_tolerance"),
         ],
     )
     def test_refused(self, build, variants, more, match):
@@ -258,10 +351,15 @@ class TestWorker:
 
     def test_out_of_memory_is_a_result(self):
         """Running out of memory reads as such; other errors say where they happened."""
-        assert _told(torch.OutOfMemoryError("CUDA out of memory")).startswith("does not fit in memory")
+        assert told(torch.OutOfMemoryError("CUDA out of memory")).startswith("does not fit in memory")
+        on_cpu = RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+        )
+        assert told(on_cpu).startswith("does not fit in memory")
+        assert told(RuntimeError("No available kernel. Aborting execution.")).startswith("can't run here")
         with pytest.raises(IndexError) as raised:
             [].pop()
-        assert "test_experiment.py" in _told(raised.value)
+        assert "test_experiment.py" in told(raised.value)
 
 
 class _Watch(TorchDispatchMode):
@@ -274,6 +372,23 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def warmed(name):
+    """What a small GPT's warm-up tells under a built-in variant."""
+    config = GPTConfig(layers=2, heads=2, width=16, block_size=16)
+    optimizer = partial(torch.optim.AdamW, lr=1e-3)
+    before = torch.get_float32_matmul_precision()
+
+    def build(_):
+        batches = partial(byte_batches, batch_size=2, block_size=16)
+        return Workload(GPT(config), optimizer, next_byte_loss, batches, lambda b: {"tokens": b.numel()})
+
+    try:
+        replies = serve(parse_variant(name), [], build=build, track=script()[1])
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return next(reply for reply in replies if isinstance(reply, Warm))
 
 
 def run_gpt(name, n_steps=3):
@@ -334,10 +449,106 @@ class TestApplying:
         assert 1.05 < again.hardware_flops / plain.hardware_flops < 4 / 3
 
     def test_checkpointing_needs_blocks(self):
-        """A model without lists of modules has nothing to recompute."""
+        """A model without lists of modules has nothing to recompute, unless the classes of its blocks are named."""
         build, track = script()
         with pytest.raises(ArgumentError, match="ModuleList"):
             serve(Variant("a", gradient_checkpointing=True), [], build=build, track=track)
+
+        def named(variant, build):
+            work = build(variant)
+            model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)))
+            return replace(work, model=model, checkpoint_blocks=(nn.Sequential,))
+
+        def measured(variant):
+            build, track = script()
+            return blocks_of(serve(variant, [Order(0, 0, 2)], build=partial(named, build=build), track=track))[0]
+
+        plain, again = measured(Variant("a")), measured(Variant("a", gradient_checkpointing=True))
+        assert again.loss == pytest.approx(plain.loss)
+        assert again.hardware_flops > plain.hardware_flops
+
+    def test_half_precision_has_a_scaler(self):
+        """FP16 computes in FP16 about the same training; steps whose gradients overflow are skipped, counted and said."""
+        reference, *_ = run_gpt("fp32")
+        half, _, dtypes, _ = run_gpt("fp16")
+        assert dtypes == {torch.float16, torch.float32}
+        assert half.loss == pytest.approx(reference.loss, rel=0.01)
+        assert half.n_skipped == 0
+        build, track = script()
+
+        def steep(variant):
+            work = build(variant)
+            return replace(work, loss=lambda model, batch: 1e4 * work.loss(model, batch))
+
+        replies = serve(Variant("a", precision="16-mixed"), [Order(0, 0, 3)], build=steep, track=track)
+        (warm,) = (reply for reply in replies if isinstance(reply, Warm))
+        (block,) = blocks_of(replies)
+        assert warm.n_skipped == 2
+        assert block.n_skipped >= 1
+        skipping = VariantResult(Variant("b"), (block,), n_skipped_warming=warm.n_skipped)
+        (note,) = (note for note in comparison(result("a", []), skipping).notes("b") if "skipped" in note)
+        assert note == f"steps skipped by the gradient scaler: {skipping.n_skipped}, of which 2 in the warm-up"
+
+    def test_accumulated_batches_are_one_step(self):
+        """Two batches of five are the step of one of ten: the same losses, tokens and weights; clipping bounds what a step changes."""
+
+        def halves(variant, build):
+            work = build(variant)
+
+            def batches(seed):
+                for batch in work.batches(seed):
+                    yield from batch.chunk(2)
+
+            return replace(work, batches=batches, accumulate=2)
+
+        build, track = script()
+        (whole,) = blocks_of(serve(Variant("a"), [Order(0, 0, 3)], build=build, track=track))
+        build, track = script()
+        (halved,) = blocks_of(serve(Variant("a"), [Order(0, 0, 3)], build=partial(halves, build=build), track=track))
+        assert halved.loss == pytest.approx(whole.loss)
+        assert (halved.tokens, halved.n_steps) == (whole.tokens, 3)
+        work = replace(build(Variant("a")), gradient_clip_norm=1e-6)
+        before = work.model.weight.detach().clone()
+        applied(Variant("a"), work, 0).train()
+        assert 0 < (work.model.weight - before).norm() <= 1.01e-7
+        for bad in ({"accumulate": 0}, {"gradient_clip_norm": 0.0}):
+            with pytest.raises(ArgumentError, match=next(iter(bad))):
+                replace(work, **bad)
+
+    @pytest.mark.parametrize("backend", ["efficient", "cudnn"])
+    def test_a_kernel_that_is_not_here(self, backend):
+        """It is said before a step is taken, with what to ask for instead."""
+        build, track = script()
+        with pytest.raises(CannotRunError, match=rf"{backend}.*float32 on the CPU.*\+math runs everywhere") as raised:
+            serve(Variant("a", sdpa_backend=backend), [], build=build, track=track)
+        assert told(raised.value).startswith("can't run here: ")
+
+    def test_kernels_that_ran(self):
+        """A warm step's attention kernel is named; what did the same reads the same: flash by torch's choice, TF32 without TF32."""
+        ran = {name: warmed(name) for name in ("fp32", "fp32+flash", "fp32+auto", "tf32", "bf16")}
+        assert {name: warm.kernels for name, warm in ran.items()} == {
+            "fp32": ("math",),
+            "fp32+flash": ("flash",),
+            "fp32+auto": ("flash",),
+            "tf32": ("math",),
+            "bf16": ("math",),
+        }
+        assert ran["fp32+flash"].ran == ran["fp32+auto"].ran
+        assert ran["fp32"].ran == ran["tf32"].ran
+        assert len({warm.ran for warm in ran.values()}) == 3
+
+    def test_compiled_graphs_are_kept_apart(self, monkeypatch):
+        """The cache of torch would hand the graph of one attention kernel to another."""
+        folders = set()
+        for name in ("fp32+compile", "fp32+flash+compile", "fp32+auto+compile"):
+            monkeypatch.setenv(CACHE_VARIABLE, "/somewhere")
+            apart_in_cache(parse_variant(name))
+            folders.add(os.environ[CACHE_VARIABLE])
+        assert len(folders) == 3
+        assert all(folder.startswith("/somewhere/") for folder in folders)
+        monkeypatch.setenv(CACHE_VARIABLE, "/somewhere")
+        apart_in_cache(parse_variant("fp32"))
+        assert os.environ[CACHE_VARIABLE] == "/somewhere"
 
     def test_same_data_in_the_same_order(self):
         """Every variant sees the same batches."""
@@ -347,10 +558,108 @@ class TestApplying:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+class TestUsersStep:
+    """A plain callable, which applies the variant itself."""
+
+    def test_measured_like_a_workload(self):
+        """Its steps have time, joules and the units that it states; without a loss nothing is said of the training."""
+        build, track = script(watts={"own step": 300.0})
+        replies = serve(Variant("own step"), [Order(0, 0, 4)], build=build, track=track)
+        (warm,) = (reply for reply in replies if isinstance(reply, Warm))
+        (block,) = blocks_of(replies)
+        assert (warm.applied_by_user, warm.ran) == (True, "")
+        assert (block.tokens, block.loss, block.n_skipped) == (4 * TOKENS, None, 0)
+        assert block.energy_j == pytest.approx(300, rel=0.02)
+        own = VariantResult(Variant("b"), (block,), applied_by_user=True)
+        found = comparison(VariantResult(Variant("a"), (block,)), own)
+        assert found.departure("b") == ""
+        assert found.result("b").final_loss is None
+        assert found.notes("b") == (
+            "variant applied by the user's code",
+            "whether it is the same training was not checked: its step gives no loss",
+        )
+
+    def test_what_it_may_carry(self, tmp_path):
+        """A loss as a number or a tensor, units that change, a model: all are taken."""
+        _, track = script()
+        clock, model = track["clock"], nn.Linear(4, 4)
+
+        def step():
+            clock.advance(0.25)
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            return loss
+
+        step.units = lambda: {"samples": 2}
+        step.model = model
+        replies = serve(Variant("a"), [Order(0, 0, 2)], build=lambda _: step, track=track, log_dir=str(tmp_path))
+        (block,) = blocks_of(replies)
+        assert (block.samples, block.tokens) == (4, None)
+        assert block.loss > 0
+        assert block.model_flops > 0
+        assert replies[-1].summary.manifest.parameters == 20
+
+    def test_neither(self):
+        """What is neither a workload nor a callable is refused."""
+        with pytest.raises(ArgumentError, match="takes one optimizer step"):
+            serve(Variant("a"), [], build=lambda _: 42, track=script()[1])
+
+
+class TestConditions:
+    """Heat and clocks beside each block."""
+
+    def test_looks_while_the_block_runs(self):
+        """The highest temperature, the mean clock and every reason of the block's looks, at most one each half second."""
+        now = [0.0]
+        throttle = 0x4  # a power cap
+        with simulated(
+            Gpu(temperature_c=71, sm_clock_mhz=1200, throttle=throttle), Gpu(temperature_c=64, sm_clock_mhz=1400)
+        ) as sim:
+            meters = [NvmlMeter(gpu.uuid, now_ns=sim.now_ns) for gpu in sim.gpus]
+            watching = Watch(meters, lambda: now[0])
+            assert watching.told() == {"temperature_c": None, "sm_clock_mhz": None, "throttled": ()}
+            watching.look()
+            assert watching.told() == {"temperature_c": 71, "sm_clock_mhz": 1300, "throttled": ("power cap",)}
+            now[0] = 0.4
+            watching.look()
+            assert len(watching._temperatures_c) == 2
+            watching.begin()
+            watching.look()
+            assert len(watching._temperatures_c) == 2
+            for meter in meters:
+                meter.close()
+
+    def test_in_a_block(self):
+        """A block carries what the GPUs among its meters tell, and nothing where there is none."""
+        build, track = script()
+        with simulated(Gpu(temperature_c=71, sm_clock_mhz=1200)) as sim:
+            meter = NvmlMeter(sim.gpus[0].uuid, now_ns=track["clock"].now_ns)
+            (hot,) = blocks_of(serve(Variant("a"), [Order(0, 0, 3)], build=build, track={**track, "meters": [meter]}))
+            meter.close()
+        assert (hot.temperature_c, hot.sm_clock_mhz, hot.throttled) == (71, 1200, ())
+        build, track = script()
+        (plain,) = blocks_of(serve(Variant("a"), [Order(0, 0, 3)], build=build, track=track))
+        assert (plain.temperature_c, plain.sm_clock_mhz, plain.throttled) == (None, None, ())
+        assert watch({}, torch.device("cpu"))._meters == ()
+
+    def test_warnings(self):
+        """A variant that ran more than 5 degrees hotter, or was held back, is said to be."""
+        cool = [replace(block(k), temperature_c=60.0, sm_clock_mhz=1400.0) for k in range(4)]
+        hot = [replace(block(k), temperature_c=67.0, sm_clock_mhz=1300.0, throttled=("thermal",) * (k > 1)) for k in range(4)]
+        found = comparison(result("a", cool), result("b", hot), result("c", cool))
+        assert found.notes("b") == (
+            "ran 7 °C hotter than a (more than 5 °C): heat costs watts of its own",
+            "throttled in 2 of 4 blocks: thermal",
+        )
+        assert found.notes("a") == found.notes("c") == ()
+        assert (found.result("b").temperature_c, found.result("b").sm_clock_mhz) == (67, 1300)
+        assert found.to_dict()["results"][1]["throttled"] == {"thermal": 2}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A comparison of real workers: 350 W for 0.3 s a step, 500 W for 0.2 s a step, and one that can't be built."""
-    build, track = script(step_s={"slow": 0.3, "fast": 0.2}, watts={"slow": 350.0, "fast": 500.0})
+    """A comparison of real workers on simulated GPUs: 350 W for 0.3 s a step, 500 W for 0.2 s a step, and one that can't be built."""
+    build, track = script(step_s={"slow": 0.3, "fast": 0.2}, watts={"slow": 350.0, "fast": 500.0}, meter=SimulatedGpu)
     folder, told = tmp_path_factory.mktemp("runs"), []
     variants = [Variant("slow"), Variant("broken"), Variant("fast")]
     comparison = compare(
@@ -371,7 +680,9 @@ class TestRealWorkers:
         assert energy.instrument_lo <= 100 / 105 - 1 <= energy.instrument_hi
         assert time.distinguishable
         assert time.n_blocks == 6
+        assert (energy.gain_lo, energy.gain_hi) == pytest.approx((energy.estimate, energy.estimate))
         assert comparison.headline == "energy"
+        assert comparison.stopped == "blocks"
         assert comparison.result("slow").power_w == pytest.approx(350, rel=0.01)
         assert comparison.result("fast").energy_per_token_j == pytest.approx(10, rel=0.02)
 
@@ -421,10 +732,122 @@ class TestRealWorkers:
 
         found = compare(build, [Variant("a"), Variant("dying")], blocks=50, steps_per_block=2, track=track, progress=progress)
         assert found.interrupted
+        assert found.stopped == "interrupted"
         assert "code 3" in found.result("dying").error
         assert 1 <= len(found.result("a").blocks) <= 2
         assert found.result("a").error is None
         assert found.result("a").manifest is not None
+
+    def test_until_and_a_step_of_the_users(self):
+        """Measuring ends when the interval is narrow enough, after ten rounds at the earliest, and the intervals say that it was looked for."""
+        build, track = script()
+        told = []
+        variants = [Variant("a"), Variant("own step")]
+        found = compare(build, variants, steps_per_block=4, until=0.006, track=track, threads=1, progress=told.append)
+        assert found.stopped == "until"
+        assert 10 < len(found.result("a").blocks) < 40
+        widths = [at.half_width for at in told if at.half_width is not None]
+        assert widths[-1] <= 0.006 < widths[0]
+        assert found.energy("own step").looking
+        assert found.energy("own step").half_width < 0.0066
+        assert found.result("own step").applied_by_user
+        assert found.notes("own step")[0] == "variant applied by the user's code"
+
+    def test_budgets_and_a_baseline_that_does_not_fit(self):
+        """An energy budget ends it; a baseline out of memory leaves the others' figures, and nothing to compare them with."""
+        build, track = script(watts={"b": 100.0})
+        found = compare(
+            build, [Variant("too large"), Variant("b")], blocks=50, steps_per_block=4, budget_j=450.0, track=track, threads=1
+        )
+        assert found.stopped == "budget_j"
+        assert len(found.result("b").blocks) == 6  # 100 J each; the fifth is settled after the sixth
+        assert (found.baseline.fits, found.result("b").fits) == (False, True)
+        assert "80 GiB" in found.baseline.error
+        assert (found.time("b"), found.energy("b"), found.departure("b")) == (None, None, "")
+        assert found.saving("b", planned_tokens=1e9) is None
+        json.dumps(found.to_dict(), allow_nan=False)
+
+
+def hungry(variant):
+    """8 MiB a sample, and one sample where no batch size is asked for."""
+    n = variant.batch_size or 1
+    batches = lambda _: [torch.zeros(n, 2**20)]  # noqa: E731
+    model = nn.Linear(1, 1)
+    loss = lambda model, batch: (model(batch.view(-1, 1)[:1]) * 0 + (batch + 1).sum() * model.weight.sum()).mean()  # noqa: E731
+    return Workload(model, partial(torch.optim.SGD, lr=0.0), loss, batches, lambda batch: {"samples": len(batch)})
+
+
+class TestLargestBatch:
+    """The largest batch that fits."""
+
+    @given(st.integers(0, 500), st.integers(1, 500))
+    def test_search(self, truth, most):
+        """Within 1/16 below the true largest, and never above; a search that hits its end says so."""
+        asked = []
+        found, complete = bisected(lambda size: asked.append(size) or size <= truth, most)
+        if truth == 0:
+            assert (found, complete) == (None, True)
+        elif complete:
+            assert found <= truth < found + max(1, found // 16) + 1
+        else:
+            assert found <= truth
+            assert 2 * found > most
+        assert len(asked) == len(set(asked)) <= 2 + 2 * max(1, truth).bit_length()
+
+    @pytest.mark.parametrize("after", [0, 1, 4])
+    def test_search_that_ends_early(self, after):
+        """Where a size can't be tried, the largest that fitted until then stands, and is not called complete."""
+        answers = iter([True] * after + [None])
+        assert bisected(lambda _: next(answers), 100) == (2 ** (after - 1) if after else None, False)
+
+    def test_in_a_worker(self):
+        """Beside a comparison on a CPU, within a limit that is given: what fits, what does not, and what a sample costs there."""
+        limit = peak_memory_bytes(None) + 2**27
+        meters = {"meters": [], "intensity": 100}
+        whole = compare(hungry, ["fp32"], blocks=1, steps_per_block=1, threads=1, track=meters, largest_batch=limit)
+        (found,) = whole.largest
+        assert found.complete
+        assert found.result.name == f"fp32@{found.batch_size}"
+        assert found.result.blocks[0].samples == found.batch_size
+        assert whole.result("fp32").blocks[0].samples == 1
+        assert found.error is None
+        assert found.memory_bytes == limit
+        assert found.batch_size in {trial.batch_size for trial in found.trials if trial.fits}
+        assert found.peak_memory_bytes <= limit
+        assert all(trial.why.startswith("does not fit in memory") for trial in found.trials if not trial.fits)
+        assert any(not trial.fits for trial in found.trials)
+
+    def test_a_build_that_does_not_heed(self):
+        """Two sizes with the same samples end the search, which would never end by itself."""
+        four, eight = (_Tried(Trial(size, True), {"samples": 4}, None, "") for size in (4, 8))
+        with pytest.raises(ArgumentError, match=r"batch_size=4 and 8.*heed"):
+            _check_heeded(Variant("a"), [four], eight)
+        _check_heeded(Variant("a"), [replace(four, units={})], replace(eight, units={}))
+
+    def test_a_cpu_needs_a_limit(self):
+        """There is no honest default."""
+        with pytest.raises(ArgumentError, match="memory_bytes="):
+            _stepped(hungry, _Job(hungry, Variant("a"), 0, None, None), 1)
+        with pytest.raises(ArgumentError, match="memory_bytes=0"):
+            largest_batch(hungry, "fp32", 0)
+
+    def test_killed_is_not_fitting(self):
+        """The kernel ends what takes too much; any other death is a failure."""
+        assert _apart(lambda: 7) == 7
+        killed = _apart(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        assert isinstance(killed, Failed)
+        assert killed.text.startswith("does not fit in memory")
+        assert "code 3" in _apart(lambda: os._exit(3)).text
+
+    def test_in_a_comparison(self):
+        """It stands beside the results, with what a token costs there."""
+        largest = LargestBatch(
+            Variant("a"), 8, 2**30, "given", (Trial(8, True, 2**29, 0.5),), True, None, result("a@8", [block(0)])
+        )
+        found = comparison(result("a", [block(0)]), largest=(largest,))
+        read = json.loads(json.dumps(found.to_dict(), allow_nan=False))["largest"][0]
+        assert (read["batch_size"], read["peak_memory_bytes"]) == (8, 2**29)
+        assert read["result"]["energy_per_token_j"] == pytest.approx(1.0)
 
 
 def block(number, *, seconds=1.0, joules=100.0, tokens=100, loss=2.0, spread=None, position=0, steps=10):

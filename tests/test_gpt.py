@@ -121,5 +121,5 @@ class TestWorkload:
 
     def test_unknown_size(self):
         """A size that is not there lists those that are."""
-        with pytest.raises(ArgumentError, match="1M, 10M, 124M and auto"):
+        with pytest.raises(ArgumentError, match="1M, 10M, 124M, 350M and auto"):
             workload(Variant("plain"), device="cpu", size="7B")

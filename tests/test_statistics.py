@@ -6,12 +6,25 @@ import math
 import random
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from green_torch.errors import ArgumentError
-from green_torch.statistics import mean_interval, paired_difference, t_quantile
+from green_torch.statistics import (
+    MIN_PAIRS_LOOKING,
+    corrected_confidence,
+    gain_range,
+    mean_interval,
+    paired_difference,
+    pairs_needed,
+    t_quantile,
+)
+from tests.block_noise import MACHINES, compared, compared_until, log_ratio, machine
+
+settings.register_profile("no deadline", deadline=None)  # a loaded machine is slow now and then
+settings.load_profile("no deadline")
 
 positive = st.floats(1e-3, 1e6)
 pairs = st.lists(st.tuples(positive, positive), min_size=2, max_size=30)
@@ -147,6 +160,103 @@ class TestInstrument:
         assert not found.distinguishable
 
 
+energies = st.floats(0.1, 1e6)
+
+
+class TestGain:
+    """Sensors that are off by a constant factor."""
+
+    @given(energies, energies, st.one_of(st.none(), st.floats(0, 0.5)))
+    def test_one_sensor_cancels(self, a, b, error):
+        """One sensor's gain error is in both sums alike, stated or not; devices that used nothing don't count."""
+        assert gain_range({"gpu0": a}, {"gpu0": b}, {"gpu0": error}) == (1.0, 1.0)
+        assert gain_range({"gpu0": a, "cpu": 0.0}, {"gpu0": b, "cpu": 0.0}, {"gpu0": error}) == (1.0, 1.0)
+
+    @given(st.lists(st.tuples(energies, energies, st.floats(0, 0.3), st.floats(-1, 1)), min_size=2, max_size=6))
+    def test_holds_every_truth(self, sensors):
+        """Whatever each sensor's own constant error within what is stated, the true ratio lies in the range around the measured one."""
+        names = [f"d{k}" for k in range(len(sensors))]
+        a = {name: s[0] for name, s in zip(names, sensors, strict=True)}
+        b = {name: s[1] for name, s in zip(names, sensors, strict=True)}
+        errors = {name: s[2] for name, s in zip(names, sensors, strict=True)}
+        low, high = gain_range(a, b, errors)
+        gains = {name: 1 + s[2] * s[3] for name, s in zip(names, sensors, strict=True)}
+        measured = sum(b.values()) / sum(a.values())
+        true = sum(b[name] * gains[name] for name in names) / sum(a[name] * gains[name] for name in names)
+        assert low * (1 - 1e-9) <= true / measured <= high * (1 + 1e-9)
+        assert low <= 1 + 1e-9
+        assert high >= 1 - 1e-9
+
+    def test_by_hand(self):
+        """100 J + 100 J against 50 J + 100 J, each sensor off by 10 %: 150/200 may be (45 + 110)/(90 + 110) or (55 + 90)/(110 + 90)."""
+        a, b = {"gpu0": 100.0, "gpu1": 100.0}, {"gpu0": 50.0, "gpu1": 100.0}
+        low, high = gain_range(a, b, {"gpu0": 0.1, "gpu1": 0.1})
+        assert (low * 0.75, high * 0.75) == pytest.approx((145 / 200, 155 / 200))
+
+    @pytest.mark.parametrize(
+        ("a", "b", "errors"),
+        [
+            ({"x": 1.0, "y": 1.0}, {"x": 1.0, "y": 1.0}, {"x": 0.1, "y": None}),
+            ({"x": 1.0}, {"y": 1.0}, {"x": 0.1}),
+            ({}, {}, {}),
+            ({"x": 0.0}, {"x": 1.0}, {"x": 0.1}),
+        ],
+    )
+    def test_unknown(self, a, b, errors):
+        """Where one of several states no error, or joules are missing, nothing is known."""
+        assert gain_range(a, b, errors) is None
+
+    def test_counts_in_the_verdict(self):
+        """A difference that unlike gain errors could make up is none."""
+        a, b = [100.0, 100.1, 99.9], [98.0, 98.1, 97.9]
+        assert paired_difference(a, b, gain=(1.0, 1.0)).distinguishable
+        loose = paired_difference(a, b, gain=(0.97, 1.03))
+        assert not loose.distinguishable
+        assert "gain errors" in loose.note
+        assert (loose.gain_lo, loose.gain_hi) == pytest.approx((0.98 * 0.97 - 1, 0.98 * 1.03 - 1), abs=1e-4)
+
+
+class TestCorrections:
+    """Several variants, and looking often."""
+
+    def test_error_rates(self):
+        """Bonferroni divides the error rate, looking spends 0.8 of it, and the stated confidence stays the family's."""
+        assert corrected_confidence(0.95) == 0.95
+        assert corrected_confidence(0.95, n_compared=5) == pytest.approx(0.99)
+        assert corrected_confidence(0.95, n_compared=4, looking=True) == pytest.approx(0.99)
+        found = paired_difference([10, 10, 10], [11, 12, 13], relative=False, n_compared=5)
+        half = 9.92484 / math.sqrt(3)
+        assert (found.lo, found.hi) == pytest.approx((2 - half, 2 + half), rel=1e-5)
+        assert (found.confidence, found.n_compared, found.looking) == (0.95, 5, False)
+        assert found.half_width == pytest.approx(half)
+
+    def test_five_null_variants(self):
+        """Of five variants that are the baseline under other names, all intervals hold zero in at least 95 % of comparisons."""
+        rng = np.random.default_rng(4)
+        held = 0
+        for _ in range(600):
+            base = rng.normal(1, 0.01, 8)
+            found = [paired_difference(list(base), list(rng.normal(1, 0.01, 8)), n_compared=5) for _ in range(5)]
+            held += all(one.lo <= 0 <= one.hi for one in found)
+        assert 0.93 <= held / 600 <= 0.99
+
+    @settings(max_examples=30)
+    @given(st.floats(0.001, 0.2), st.floats(0.001, 0.2), st.floats(0.5, 0.99))
+    def test_pairs_needed(self, scatter, difference, power):
+        """More scatter, a smaller difference, more variants or more power ask for no fewer pairs."""
+        n = pairs_needed(scatter, difference, power=power)
+        assert n >= 6
+        assert pairs_needed(2 * scatter, difference, power=power) >= n
+        assert pairs_needed(scatter, difference / 2, power=power) >= n
+        assert pairs_needed(scatter, difference, power=power, n_compared=3, looking=True) >= n
+
+    @pytest.mark.parametrize("bad", [(0, 0.1, 0.9), (0.1, 0, 0.9), (0.1, math.inf, 0.9), (0.1, 0.1, 1.0), (math.nan, 0.1, 0.9)])
+    def test_pairs_needed_nonsense(self, bad):
+        """No scatter, no difference, or certainty."""
+        with pytest.raises(ArgumentError, match="positive scatter"):
+            pairs_needed(bad[0], bad[1], power=bad[2])
+
+
 class TestBadInput:
     """Too little, or nonsense."""
 
@@ -169,6 +279,7 @@ class TestBadInput:
             ([1.0, 1.0], [1.0, 2.0], {"confidence": 1.0}),
             ([1.0, 1.0], [1.0, 2.0], {"a_bounds": [(0.5, 1.5), (1.5, 0.5)], "b_bounds": [(0.0, 9.0)] * 2}),
             ([1.0, 1.0], [1.0, 2.0], {"a_bounds": [(0.5, 1.5)] * 2}),
+            ([1.0, 1.0], [1.0, 2.0], {"n_compared": 0}),
         ],
     )
     def test_refused(self, a, b, more):
@@ -213,15 +324,33 @@ class TestCalibration:
         """Independent noise, noise that persists over many blocks, and drift of 5 or 30 times the noise."""
         assert 0.935 <= _coverage(n=n, correlation=correlation, drift=drift, truth=truth) <= 0.965
 
-    def test_power(self):
-        """A true 2 % is found in nine of ten comparisons with 10 blocks of 1 % noise each."""
-        rng = random.Random(11)
-        found = 0
-        for _ in range(1000):
-            a = [rng.gauss(1, 0.01) for _ in range(10)]
-            b = [rng.gauss(0.98, 0.01) for _ in range(10)]
-            found += paired_difference(a, b, gaps=_balanced(rng, 10)).distinguishable
-        assert found > 900
+    @pytest.mark.parametrize("kind", MACHINES)
+    def test_null_on_amachine(self, kind):
+        """fp32 against fp32, 2,000 comparisons of 8 blocks: the 95 % interval holds zero in 93.5-96.5 %."""
+        found = [compared(series, 8) for series in machine(kind, 8, 2000)]
+        assert 0.935 <= np.mean([one.lo <= 0 <= one.hi for one in found]) <= 0.965
+
+    @pytest.mark.parametrize(("kind", "share"), [("quiet", 1.0), ("quiet", 0.7), ("warming", 0.7), ("shared", 0.7)])
+    def test_null_until(self, kind, share):
+        """The same, stopped when the interval is narrow enough (at once in most, or after about twice the fewest blocks)."""
+        most = 60
+        runs = machine(kind, most, 2000)
+        typical = np.median([compared(series, MIN_PAIRS_LOOKING).half_width for series in runs[:200]])
+        found = [compared_until(series, share * typical, most) for series in runs]
+        assert 0.935 <= np.mean([one.lo <= 0 <= one.hi for one in found]) <= 0.965
+        assert np.mean([one.half_width <= share * typical * 1.1 for one in found]) > 0.95
+        assert MIN_PAIRS_LOOKING < np.mean([one.n_blocks for one in found]) < (15 if share == 1.0 else 30)
+
+    @pytest.mark.parametrize("looking", [False, True])
+    def test_power(self, looking):
+        """A true 2 % is found with about the power that was asked for, 90 %, by as many pairs as are said to be needed."""
+        runs = machine("quiet", 60, 1000, truth=-0.02)
+        scatter = np.std([log_ratio(series, k) for series in runs for k in range(8)])
+        n = pairs_needed(float(scatter), 0.02, power=0.9, looking=looking)
+        assert 8 <= n <= 30
+        found = [compared(series, n, looking=looking) for series in runs]
+        assert 0.85 <= np.mean([one.distinguishable for one in found]) <= 0.95
+        assert all(one.estimate < 0 for one in found if one.distinguishable)
 
     @settings(max_examples=20)
     @given(st.integers(2, 5))

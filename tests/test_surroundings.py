@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from green_torch.arguments import energy_meters
@@ -68,3 +71,12 @@ def test_a_node_is_metered_once():
     found = discover(local_rank=1, node=False)
     assert ONCE_PER_NODE in found.missing
     assert not [domain for meter in found.meters for domain in meter.domains if not domain.name.startswith("gpu")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel tells only the figure that a child inherits")
+def test_peak_memory_is_not_the_parents():
+    """A process started by a larger one has a peak of its own."""
+    ballast = bytearray(300_000_000)
+    code = "from green_torch.surroundings import peak_memory_bytes; print(peak_memory_bytes(None))"
+    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 5_000_000 < peak < len(ballast) / 2

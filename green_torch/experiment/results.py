@@ -7,22 +7,31 @@ divide as they should (joules per token over seconds per token is watts), and th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment.variants import Variant
+from green_torch.experiment.variants import Variant, parse_variant
 from green_torch.records import DevicePeak, Manifest, Method
-from green_torch.statistics import Difference, mean_interval, paired_difference
+from green_torch.statistics import Bounds, Difference, gain_range, mean_interval, paired_difference
 from green_torch.units import S_PER_HOUR, joules_to_kwh
+
+HOTTER_C = (
+    5.0  # a variant this much hotter than the baseline, block for block, is said to be: leakage costs watts, and clocks drop
+)
+NOT_FIT = "does not fit in memory"  # what the error of a variant that ran out of memory begins with
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive steps of one variant: sums over them, ``loss`` their mean. ``position`` is its place in the round.
 
-    ``capacity_flops`` is the peak times the duration: what the device could have done.
+    ``capacity_flops`` is the peak times the duration: what the device could have done. ``loss`` is ``None`` where the user's own step gives
+    none. ``domains_j`` are the joules of each device. ``temperature_c`` is the highest seen, ``sm_clock_mhz`` the mean, and ``throttled``
+    what held the clock back at any look, on any NVIDIA GPU in use; ``None`` and empty where nothing tells. ``n_skipped``
+    steps were left out by the gradient scaler (``None``: not known).
     """
 
     round: int
@@ -38,14 +47,25 @@ class Block:
     capacity_flops: float | None
     tokens: int | None
     samples: int | None
-    loss: float
+    loss: float | None
     peak_memory_bytes: int | None = None
     flags: tuple[str, ...] = ()
+    domains_j: Mapping[str, float] = field(default_factory=dict)
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    throttled: tuple[str, ...] = ()
+    n_skipped: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VariantResult:
-    """What one variant did, over its measured blocks. ``error`` says what ended it early, if anything did."""
+    """What one variant did, over its measured blocks. ``error`` says what ended it early, if anything did.
+
+    ``kernels`` are the attention kernels that ran in one warm step ("math", "flash", ...), empty where none did or nobody looked.
+    ``ran`` describes what the library ran (kernels, effective precision, checkpointing, compilation, batch size): two variants with
+    the same text did the same; empty where the user's own code applied the variant (``applied_by_user``). ``n_skipped_warming`` steps
+    were left out by the gradient scaler before the first block.
+    """
 
     variant: Variant
     blocks: tuple[Block, ...] = ()
@@ -54,11 +74,43 @@ class VariantResult:
     warnings: tuple[str, ...] = ()
     threads: int | None = None
     log_dir: str | None = None
+    kernels: tuple[str, ...] = ()
+    ran: str = ""
+    applied_by_user: bool = False
+    n_skipped_warming: int | None = 0
 
     @property
     def name(self) -> str:
         """The variant's."""
         return self.variant.name
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether it fitted in memory; ``None`` where it never came so far."""
+        if self.error is not None and self.error.startswith(NOT_FIT):
+            return False
+        return True if self.blocks else None
+
+    @property
+    def n_skipped(self) -> int | None:
+        """Steps that the gradient scaler left out since the beginning, warm-up included."""
+        known = [self.n_skipped_warming, *(block.n_skipped for block in self.blocks)]
+        return None if None in known else sum(n for n in known if n is not None)
+
+    @property
+    def temperature_c(self) -> float | None:
+        """Degrees Celsius: the mean of the blocks' highest, on the hottest GPU; ``None`` where one block doesn't tell."""
+        return _mean(block.temperature_c for block in self.blocks)
+
+    @property
+    def sm_clock_mhz(self) -> float | None:
+        """MHz: the mean SM clock of the blocks; ``None`` where one doesn't tell."""
+        return _mean(block.sm_clock_mhz for block in self.blocks)
+
+    @property
+    def throttled(self) -> Mapping[str, int]:
+        """What held the clock back, each with the number of blocks in which it did."""
+        return Counter(reason for block in self.blocks for reason in block.throttled)
 
     @property
     def n_steps(self) -> int:
@@ -152,7 +204,8 @@ class VariantResult:
         names = (
             "n_steps", "duration_s", "step_time_s", "energy_per_step_j", "energy_per_token_j", "energy_per_sample_j",
             "emissions_per_step_g", "power_w", "tokens_per_s", "model_flop_per_s", "mfu", "hfu", "final_loss", "peak_memory_bytes",
-            "error", "threads", "log_dir",
+            "error", "threads", "log_dir", "kernels", "ran", "applied_by_user", "n_skipped", "fits", "temperature_c", "sm_clock_mhz",
+            "throttled",
         )  # fmt: skip
         manifest = self.manifest
         figures: dict[str, Any] = _finite(
@@ -174,14 +227,76 @@ class VariantResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """One batch size that was tried: whether it fits, its peak memory, its seconds a step (two steps: a hint), and why not."""
+
+    batch_size: int
+    fits: bool
+    peak_memory_bytes: int | None = None
+    step_s: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LargestBatch:
+    """The largest batch of a variant that fits in memory, and what a token costs there.
+
+    ``batch_size`` is ``None`` where not even the smallest fits. ``complete`` tells that the next larger size tried (by about 1/16) does not
+    fit; otherwise the search ended earlier, and ``error`` says why. ``memory_bytes`` is the limit, as ``memory_source`` says.
+    ``result`` is that variant measured alone at that size, where asked for.
+    """
+
+    variant: Variant
+    batch_size: int | None
+    memory_bytes: int | None
+    memory_source: str
+    trials: tuple[Trial, ...] = ()
+    complete: bool = False
+    error: str | None = None
+    result: VariantResult | None = None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """At the largest batch."""
+        return next(
+            (trial.peak_memory_bytes for trial in self.trials if trial.fits and trial.batch_size == self.batch_size), None
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        figures: dict[str, Any] = _finite(
+            {
+                "variant": self.variant.name,
+                "batch_size": self.batch_size,
+                "peak_memory_bytes": self.peak_memory_bytes,
+                "memory_bytes": self.memory_bytes,
+                "memory_source": self.memory_source,
+                "complete": self.complete,
+                "error": self.error,
+                "trials": [asdict(trial) for trial in self.trials],
+            }
+        )
+        return {**figures, "result": self.result.to_dict() if self.result else None}
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """The results of all variants, the first being what the others are compared with."""
+    """The results of all variants, the first being what the others are compared with.
+
+    ``stopped`` says what ended it: "blocks" (all were measured), "until" (every interval was narrow enough), "budget_s", "budget_j",
+    "interrupted", "failed" (no variant was left); empty where nobody noted it. ``until`` is the half-width that was asked for; intervals
+    allow for the looking then. ``largest`` is the largest batch of each variant, where asked for. ``warnings`` are about the comparison.
+    """
 
     results: tuple[VariantResult, ...]
     steps_per_block: int
     confidence: float
     loss_tolerance: float
     interrupted: bool = False
+    until: float | None = None
+    stopped: str = ""
+    largest: tuple[LargestBatch, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> VariantResult:
@@ -213,22 +328,74 @@ class Comparison:
         """Energy per unit of work against the baseline; ``None`` also where energy is not known."""
         return self._difference(name, "energy_j")
 
+    @property
+    def n_compared(self) -> int:
+        """How many variants are compared with the baseline: their intervals hold together (:mod:`green_torch.statistics`)."""
+        return max(1, sum(bool(result.blocks) for result in self.results[1:]))
+
     def departure(self, name: str) -> str:
-        """Why a variant is not the same training as the baseline; empty where it is, as far as the losses tell."""
+        """Why a variant is not the same training as the baseline; empty where it is, as far as the losses tell.
+
+        Both saw the same batches in the same order, so their losses are compared block by block, over the later half of the blocks
+        (early on, a step or two of lag is a large difference). Where there is no loss to compare, :meth:`notes` says so.
+        """
         pairs = _paired(self.baseline, self.result(name))
-        if any(not math.isfinite(loss) for a, b in pairs for loss in (a.loss, b.loss)):
+        losses = [(a.loss, b.loss) for a, b in pairs]
+        if any(loss is not None and not math.isfinite(loss) for pair in losses for loss in pair):
             return "not the same training: the loss is not finite"
         if not pairs or name == self.baseline.name:
             return ""
-        a, b = pairs[-1]
-        if (a.tokens, a.samples) != (b.tokens, b.samples):
+        if any((a.tokens, a.samples) != (b.tokens, b.samples) for a, b in pairs[-1:]):
             return "not the same training: the batch size differs"
-        if abs(b.loss - a.loss) > self.loss_tolerance * abs(a.loss):
-            return f"not the same training: loss {b.loss:.4g} against {a.loss:.4g}, more than {self.loss_tolerance:.0%} apart"
+        known = [(a, b) for a, b in losses[len(losses) // 2 :] if a is not None and b is not None]
+        apart = [(a, b) for a, b in known if abs(b - a) > self.loss_tolerance * abs(a)]
+        if apart:
+            a, b = apart[-1]
+            return f"not the same training: loss {b:.4g} against {a:.4g}, more than {self.loss_tolerance:.0%} apart"
         return ""
 
+    def same_as(self, name: str) -> str:
+        """The first variant before this one that ran the very same kernels in the same precision; empty where none did.
+
+        Two variants of the user's own names and equal settings differ by what ``build`` makes of the names: they are not judged.
+        """
+        own = self.result(name)
+        for result in self.results[: self.results.index(own)]:
+            settings = replace(result.variant, name=name) == own.variant
+            if own.ran and result.ran == own.ran and (not settings or (built_in(own.variant) and built_in(result.variant))):
+                return result.name
+        return ""
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What a reader of a variant's figures must know: who applied it, what ran, what was skipped, how hot it was."""
+        own, base = self.result(name), self.baseline
+        said = []
+        if own.applied_by_user:
+            said.append("variant applied by the user's code")
+        if own.kernels:
+            said.append(f"attention kernel that ran: {', '.join(own.kernels)}")
+        if same := self.same_as(name):
+            said.append(f"same kernels as {same}: whatever differs between the two is not the variant's doing")
+        if own.n_skipped is None:
+            said.append("how many steps the gradient scaler skipped is not known (the optimizer is fused)")
+        elif own.n_skipped:
+            said.append(
+                f"steps skipped by the gradient scaler: {own.n_skipped}, of which {own.n_skipped_warming} in the warm-up"
+            )
+        if any(block.loss is None for block in own.blocks):
+            said.append("whether it is the same training was not checked: its step gives no loss")
+        hotter = [
+            b.temperature_c - a.temperature_c
+            for a, b in _paired(base, own)
+            if a.temperature_c is not None and b.temperature_c is not None
+        ]
+        if hotter and (mean := math.fsum(hotter) / len(hotter)) > HOTTER_C:
+            said.append(f"ran {mean:.0f} °C hotter than {base.name} (more than {HOTTER_C:g} °C): heat costs watts of its own")
+        said += [f"throttled in {n} of {len(own.blocks)} blocks: {reason}" for reason, n in own.throttled.items()]
+        return tuple(said)
+
     def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
-        """What a planned run would save with this variant in place of the baseline; ``None`` where it isn't known.
+        """What a planned run would save with this variant in place of the baseline; ``None`` where it isn't known or not the same training.
 
         The baseline's projection times the difference; low and high by the wider of its interval and the meter's own bounds.
 
@@ -238,7 +405,7 @@ class Comparison:
         base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
         duration, energy = self.time(name), self.energy(name)
         saved = None if base is None else _saved(base.duration_h, duration)
-        if base is None or duration is None or saved is None:
+        if base is None or duration is None or saved is None or self.departure(name):
             return None
         return Saving(
             variant=name,
@@ -262,12 +429,19 @@ class Comparison:
             "steps_per_block": self.steps_per_block,
             "confidence": self.confidence,
             "interrupted": self.interrupted,
+            "until": self.until,
+            "stopped": self.stopped,
+            "n_compared": self.n_compared,
+            "warnings": list(self.warnings),
+            "largest": [largest.to_dict() for largest in self.largest],
             "results": [result.to_dict() for result in self.results],
             "differences": {
                 name: {
                     "time": _finite(asdict(found)) if (found := self.time(name)) else None,
                     "energy": _finite(asdict(found)) if (found := self.energy(name)) else None,
                     "departure": self.departure(name),
+                    "same_as": self.same_as(name),
+                    "notes": list(self.notes(name)),
                 }
                 for name in others
             },
@@ -288,7 +462,32 @@ class Comparison:
         if None in bounds:
             bounds = [None, None]
         gaps = [float(later.position - earlier.position) for earlier, later in pairs]
-        return paired_difference(a, b, confidence=self.confidence, gaps=gaps, a_bounds=bounds[0], b_bounds=bounds[1])
+        found = paired_difference(
+            a,
+            b,
+            confidence=self.confidence,
+            gaps=gaps,
+            a_bounds=bounds[0],
+            b_bounds=bounds[1],
+            gain=self._gain(sides[0], sides[1]) if quantity == "energy_j" else None,
+            n_compared=self.n_compared,
+            looking=self.until is not None,
+        )
+        if found.distinguishable and self.same_as(name) == self.baseline.name:
+            return replace(
+                found, distinguishable=False, note=f"can't be told apart: it ran the same kernels as {self.baseline.name}"
+            )
+        return found
+
+    def _gain(self, a: Sequence[Block], b: Sequence[Block]) -> Bounds | None:
+        """How far the sensors' gain errors may shift the ratio."""
+        of_a: Any = Counter()  # joules add up as counts do
+        of_b: Any = Counter()
+        for total, side in ((of_a, a), (of_b, b)):
+            for block in side:
+                total.update(block.domains_j)
+        manifest = self.baseline.manifest
+        return gain_range(of_a, of_b, {domain.name: domain.gain_error for domain in manifest.domains}) if manifest else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +568,14 @@ def project(
     )
 
 
+def built_in(variant: Variant) -> bool:
+    """Whether its name says all of it."""
+    try:
+        return parse_variant(variant.name) == variant
+    except ArgumentError:
+        return False
+
+
 def _paired(a: VariantResult, b: VariantResult) -> list[tuple[Block, Block]]:
     """The blocks of the rounds that both have."""
     by_round = {block.round: block for block in b.blocks}
@@ -410,12 +617,18 @@ def _saved(base: Range | None, difference: Difference | None) -> Range | None:
     """The baseline's figure times what the variant uses less of it."""
     if base is None or difference is None:
         return None
-    ends = [
-        end for end in (difference.lo, difference.hi, difference.instrument_lo, difference.instrument_hi) if end is not None
-    ]
+    d = difference
+    ends = [end for end in (d.lo, d.hi, d.instrument_lo, d.instrument_hi, d.gain_lo, d.gain_hi) if end is not None]
     if difference.lo is None:
         return Range(-difference.estimate * base.value, None, None)
     return Range(-difference.estimate * base.value, -max(ends) * base.value, -min(ends) * base.value)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean, or ``None`` where one is not known or there is none."""
+    found = list(values)
+    total = known_sum(found)
+    return None if total is None else total / len(found)
 
 
 def _mapped(figure: Range, change: Callable[[float], float]) -> Range:

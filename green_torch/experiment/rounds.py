@@ -8,14 +8,17 @@ import pickle
 import random
 import signal
 import time
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment.results import Block, Comparison, VariantResult
+from green_torch.experiment.results import Block, Comparison, LargestBatch, VariantResult
 from green_torch.experiment.variants import Build, Variant, parse_variant
 from green_torch.experiment.worker import SETTLE_STEPS, WARM_UP, Done, Failed, Job, Measured, Order, Ready, Refused, Warm, work
+from green_torch.statistics import MIN_PAIRS_LOOKING, corrected_confidence
 
 if TYPE_CHECKING:
     import os
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 
     from green_torch.records import Manifest
 
+BLOCKS = 8
+MOST_BLOCKS = 200  # where the width of the interval decides
+BUDGET_S = 40.0
+_BLOCK_S = 2.5  # of each variant, where nothing else says how long: tens of updates of a counter
 _MAX_STEPS_PER_BLOCK = 10_000
 _FEWEST_ROUNDS = 4
 _BALANCED_ROUNDS = 4  # after so many rounds, any two variants have come first equally often
@@ -32,21 +39,28 @@ _CLOSE_S = 15.0  # how long the workers may take to close their runs
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a comparison stands: ``done`` of ``total`` blocks; ``stage`` is "starting", "warming up", "measuring" or "closing"."""
+    """Where a comparison stands: ``done`` of ``total`` blocks (at most, with ``until``).
+
+    ``stage`` is "starting", "warming up", "measuring", "closing" or "largest batch". ``half_width`` is that of the widest interval so far,
+    where ``until`` watches it.
+    """
 
     stage: str
     variant: str
     done: int
     total: int
+    half_width: float | None = None
 
 
 def compare(
     build: Build,
     variants: Sequence[Variant | str],
     *,
-    blocks: int = 8,
+    blocks: int | None = None,
     steps_per_block: int | None = None,
-    budget_s: float = 40.0,
+    until: float | None = None,
+    budget_s: float | None = None,
+    budget_j: float | None = None,
     warmup_steps: int = 3,
     seed: int = 0,
     log_dir: str | os.PathLike[str] | None = None,
@@ -54,59 +68,169 @@ def compare(
     threads: int | None = None,
     confidence: float = 0.95,
     loss_tolerance: float = 0.02,
+    largest_batch: bool | int = False,
     track: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """Trains every variant from the same seed on the same data in the same order, block by block in turn, and compares them.
 
     Spawns processes: in a script, call it under ``if __name__ == "__main__":``. A variant that fails leaves its error as its
-    result, and the others'. Ctrl-C ends the comparison with the blocks measured so far.
+    result, and the others'. Ctrl-C ends the comparison with the blocks measured so far. The intervals are about these processes:
+    what luck gives one process for its whole life (where its memory lies) is not in them; another run of the comparison is.
 
     Args:
-        build: makes the workload of a variant, in a worker: "module:function", or a callable that pickles.
+        build: makes the workload of a variant, in a worker: "module:function", or a callable that pickles. It returns a
+            :class:`Workload`, to which the variant is applied here, or a callable that takes one optimizer step (``UserStep``), to
+            which it has applied the variant itself.
         variants: :class:`Variant`s, or names for :func:`parse_variant`; the first is the baseline.
-        blocks: blocks of each variant, each in another round; one gives no interval.
-        steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit ``budget_s``, judged by the warm-up.
-        budget_s: seconds for all blocks together, where ``steps_per_block`` is None: no more than four rounds go beyond it.
+        blocks: blocks of each variant, each in another round; one gives no interval. None: 8. With ``until``, the most (None: 200).
+        steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit the time, judged by the warm-up.
+        until: stop as soon as the interval of every variant has at most this half-width (0.01: 1 %), after 10 rounds at the earliest. The
+            rule looks at the width alone, and the intervals allow for the looking (:mod:`green_torch.statistics`).
+        budget_s: seconds for all blocks together: no more than four rounds go beyond it. None: 40 where neither ``steps_per_block`` nor
+            ``until`` is given, else no limit.
+        budget_j: IT joules for all blocks together, likewise.
         warmup_steps: steps before the first block, left out; at least one (its FLOPs are counted).
         seed: for the weights, the data and the order of the blocks.
         log_dir: each variant's run goes to a folder here, named after it.
         region: where the electricity comes from, as in ``green_torch.track``.
         threads: CPU threads of a worker. None: torch's own choice.
-        confidence: of the intervals.
-        loss_tolerance: relative; a variant whose last loss differs by more is not the same training.
+        confidence: of the intervals, which hold together with it.
+        loss_tolerance: relative; a variant whose losses differ by more is not the same training.
+        largest_batch: also find each variant's largest batch that fits, and measure it there (:func:`largest_batch`). True: in the
+            device's memory; a number: in so many bytes, which a CPU needs.
         track: further arguments of ``green_torch.track``; they must pickle.
         progress: called in this process whenever there is something to tell.
 
     Raises:
         ArgumentError: an argument is wrong, also where ``green_torch.track`` says so.
     """
-    chosen = _check_compare(build, variants, blocks=blocks, steps_per_block=steps_per_block, warmup_steps=warmup_steps)
-    tell = _Teller(progress, blocks * len(chosen))
+    chosen = check_compare(build, variants, blocks=blocks, steps_per_block=steps_per_block, warmup_steps=warmup_steps)
+    plan = _Plan.made(
+        len(chosen),
+        blocks=blocks,
+        steps_per_block=steps_per_block,
+        until=until,
+        budget_s=budget_s,
+        budget_j=budget_j,
+        confidence=confidence,
+        loss_tolerance=loss_tolerance,
+    )
+    tell = _Teller(progress, plan.blocks * len(chosen))
     options = {**(track or {}), **({} if region is None else {"region": region})}
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)
     folders = [None if log_dir is None else str(Path(log_dir) / variant.name) for variant in chosen]
+    shown = {"id": uuid.uuid4().hex, "confidence": confidence, "looking": until is not None, "loss_tolerance": loss_tolerance}
     arms = [
-        _Arm(Job(build, variant, seed, warmup_steps, folder, threads, options))
+        _Arm(Job(build, variant, seed, warmup_steps, folder, threads, options, shown))
         for variant, folder in zip(chosen, folders, strict=True)
     ]
-    interrupted = False
-    n_steps = steps_per_block or 0
+    stopped, n_steps = "", steps_per_block or 0
     try:
         try:
             _start(arms, context, stop, tell)
-            n_steps = n_steps or _fitting_steps([arm.step_s for arm in arms if arm.step_s], budget_s / blocks)
-            end_s = math.inf if steps_per_block else time.monotonic() + budget_s
-            _measure(arms, _orders(blocks, len(arms), seed), n_steps, end_s, tell)
+            n_steps = n_steps or _fitting_steps([arm.step_s for arm in arms if arm.step_s], plan.round_s)
+            stopped = _measure(arms, _orders(plan.blocks, len(arms), seed), n_steps, plan, tell)
         except KeyboardInterrupt:
-            interrupted = True
+            stopped = "interrupted"
         stop.value = 1
         _close(arms, tell)
     finally:
         for arm in arms:
             arm.end()
-    return Comparison(tuple(arm.result() for arm in arms), n_steps, confidence, loss_tolerance, interrupted)
+    found = plan.comparison(arms, n_steps, stopped)
+    if largest_batch is False or found.interrupted:
+        return found
+    memory_bytes = None if largest_batch is True else largest_batch
+    sizes = partial(_sized, build, memory_bytes, seed=seed, threads=threads, steps_per_block=n_steps, track=options)
+    return replace(found, largest=_largest(found, sizes, tell))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How long a comparison goes on, and what is made of its blocks."""
+
+    blocks: int
+    round_s: float
+    until: float | None
+    budget_s: float | None
+    budget_j: float | None
+    confidence: float
+    loss_tolerance: float
+
+    @classmethod
+    def made(
+        cls,
+        n_variants: int,
+        *,
+        blocks: int | None,
+        steps_per_block: int | None,
+        until: float | None,
+        budget_s: float | None,
+        budget_j: float | None,
+        confidence: float,
+        loss_tolerance: float,
+    ) -> _Plan:
+        """Checks, and fills in what was left open; errors as of :func:`compare`."""
+        corrected_confidence(confidence)  # raises where it is none
+        for key, value in (
+            ("until", until),
+            ("budget_s", budget_s),
+            ("budget_j", budget_j),
+            ("loss_tolerance", loss_tolerance),
+        ):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ArgumentError(f"{key}={value!r} must be a positive number.")
+        if until is not None:
+            if until >= 1:
+                raise ArgumentError(f"until={until!r} is half the interval's width as a fraction: 0.01 is 1 %.")
+            if n_variants < 2:
+                raise ArgumentError(f"until={until!r} watches a difference, and one variant alone has none: name two or more.")
+            if blocks is not None and blocks < MIN_PAIRS_LOOKING:
+                raise ArgumentError(
+                    f"until={until!r} looks after {MIN_PAIRS_LOOKING} blocks at the earliest: blocks={blocks!r} ends before that."
+                )
+        if budget_s is None and steps_per_block is None and until is None:
+            budget_s = BUDGET_S
+        round_s = _BLOCK_S * n_variants
+        if until is None and budget_s is not None:
+            round_s = budget_s / (blocks or BLOCKS)
+        elif budget_s is not None:
+            round_s = min(round_s, budget_s / MIN_PAIRS_LOOKING)
+        most = BLOCKS if until is None else MOST_BLOCKS
+        return cls(blocks or most, round_s, until, budget_s, budget_j, confidence, loss_tolerance)
+
+    def comparison(self, arms: Sequence[_Arm], n_steps: int, stopped: str) -> Comparison:
+        """Of what the workers have brought so far."""
+        results = tuple(arm.result() for arm in arms)
+        known = any(block.energy_j is not None for result in results for block in result.blocks)
+        warnings = (
+            ("the energy budget could not be kept: no energy is known here",) if self.budget_j is not None and not known else ()
+        )
+        return Comparison(
+            results,
+            n_steps,
+            self.confidence,
+            self.loss_tolerance,
+            stopped == "interrupted",
+            self.until,
+            stopped,
+            warnings=warnings,
+        )
+
+    def half_width(self, found: Comparison) -> float | None:
+        """The widest interval of those that still can get narrower; ``None`` while one has no interval, or too few blocks."""
+        widths = []
+        for result in found.results[1:]:
+            difference = found.energy(result.name) if found.headline == "energy" else None
+            difference = difference or found.time(result.name)
+            if difference is None or difference.half_width is None or difference.n_blocks < MIN_PAIRS_LOOKING:
+                if result.error is None:
+                    return None
+                continue
+            widths.append(difference.half_width)
+        return max(widths, default=None)
 
 
 class _Teller:
@@ -114,13 +238,14 @@ class _Teller:
 
     def __init__(self, progress: Callable[[Progress], None] | None, total: int) -> None:
         self.done = 0
+        self.half_width: float | None = None
         self._progress = progress
         self._total = total
 
     def __call__(self, stage: str, variant: str = "") -> None:
         """Tells it, if anyone listens."""
         if self._progress is not None:
-            self._progress(Progress(stage, variant, self.done, self._total))
+            self._progress(Progress(stage, variant, self.done, self._total, self.half_width))
 
 
 def _start(arms: Sequence[_Arm], context: Any, stop: Any, tell: _Teller) -> None:
@@ -135,16 +260,54 @@ def _start(arms: Sequence[_Arm], context: Any, stop: Any, tell: _Teller) -> None
         arm.ask(WARM_UP, Warm)
 
 
-def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, end_s: float, tell: _Teller) -> None:
-    """Every variant once a round, as long as any is left; after ``end_s`` (monotonic) no round begins beyond the fewest."""
+def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, plan: _Plan, tell: _Teller) -> str:
+    """Every variant once a round, as long as any is left; what ended it, as in ``Comparison.stopped``.
+
+    A look at the width or at a budget comes after a round, at the blocks that are settled: those of the rounds before it.
+    """
+    end_s = math.inf if plan.budget_s is None else time.monotonic() + plan.budget_s
     for number, order in enumerate(orders):
         if number >= _FEWEST_ROUNDS and time.monotonic() > end_s:
-            return
+            return "budget_s"
+        if number >= _FEWEST_ROUNDS and plan.budget_j is not None and _spent_j(arms) >= plan.budget_j:
+            return "budget_j"
+        if plan.until is not None and number >= MIN_PAIRS_LOOKING:
+            tell.half_width = plan.half_width(plan.comparison(arms, n_steps, ""))
+            if tell.half_width is not None and tell.half_width <= plan.until:
+                return "until"
+        if all(arm.lost for arm in arms) or (plan.until is not None and (arms[0].lost or all(arm.lost for arm in arms[1:]))):
+            return "failed"
         for position, index in enumerate(order):
             if not arms[index].lost:
                 tell("measuring", arms[index].name)
                 arms[index].ask(Order(number, position, n_steps), Measured)
             tell.done += 1
+    return "blocks"
+
+
+def _spent_j(arms: Sequence[_Arm]) -> float:
+    """Joules of the blocks that are settled."""
+    return math.fsum(block.energy_j or 0.0 for arm in arms for block in arm.result().blocks)
+
+
+def _largest(found: Comparison, size: Callable[[Variant], LargestBatch], tell: _Teller) -> tuple[LargestBatch, ...]:
+    """Of each variant that could be built, one after another, alone; Ctrl-C keeps those that were found."""
+    sizes = []
+    try:
+        for result in found.results:
+            if result.error is None or result.fits is False:
+                tell("largest batch", result.name)
+                sizes.append(size(result.variant))
+    except KeyboardInterrupt:
+        pass
+    return tuple(sizes)
+
+
+def _sized(build: Build, memory_bytes: int | None, variant: Variant, **more: Any) -> LargestBatch:
+    """The largest batch, measured."""
+    from green_torch.experiment.memory import largest_batch  # it measures with this module
+
+    return largest_batch(build, variant, memory_bytes, measure=True, **more)
 
 
 def _close(arms: Sequence[_Arm], tell: _Teller) -> None:
@@ -157,9 +320,10 @@ def _close(arms: Sequence[_Arm], tell: _Teller) -> None:
         arm.receive_rest(end_s)
 
 
-def _check_compare(
-    build: Build, variants: Sequence[Variant | str], *, blocks: int, steps_per_block: int | None, warmup_steps: int
+def check_compare(
+    build: Build, variants: Sequence[Variant | str], *, blocks: int | None, steps_per_block: int | None, warmup_steps: int
 ) -> list[Variant]:
+    """The variants, parsed; errors as of :func:`compare`."""
     chosen = [parse_variant(variant) if isinstance(variant, str) else variant for variant in variants]
     names = [variant.name for variant in chosen]
     if not names or len(set(names)) < len(names):
@@ -208,15 +372,19 @@ class _Arm:
 
     def __init__(self, job: Job) -> None:
         self.name = job.variant.name
-        self.step_s: float | None = None
         self._job = job
         self._blocks: list[Block] = []
         self._error: str | None = None
         self._done: Done | None = None
         self._manifest: Manifest | None = None
-        self._threads: int | None = None
+        self._warm: Warm | None = None
         self._process: Any = None  # multiprocessing's SpawnProcess, which has no public name
         self._pipe: Connection | None = None
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds a step at the end of the warm-up."""
+        return self._warm.step_s if self._warm else None
 
     @property
     def lost(self) -> bool:
@@ -287,8 +455,12 @@ class _Arm:
             error=self._error,
             manifest=self._manifest,
             warnings=summary.warnings if summary else (),
-            threads=self._threads,
+            threads=self._warm.threads if self._warm else None,
             log_dir=self._job.log_dir,
+            kernels=self._warm.kernels if self._warm else (),
+            ran=self._warm.ran if self._warm else "",
+            applied_by_user=self._warm is not None and self._warm.applied_by_user,
+            n_skipped_warming=self._warm.n_skipped if self._warm else 0,
         )
 
     def _file(self, reply: object) -> None:
@@ -297,7 +469,7 @@ class _Arm:
         if isinstance(reply, Block):
             self._blocks.append(reply)
         elif isinstance(reply, Warm):
-            self.step_s, self._threads, self._manifest = reply.step_s, reply.threads, reply.manifest
+            self._warm, self._manifest = reply, reply.manifest
         elif isinstance(reply, Done):
             self._done, self._manifest = reply, reply.summary.manifest
         elif isinstance(reply, Failed):

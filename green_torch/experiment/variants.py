@@ -12,7 +12,7 @@ from green_torch.errors import ArgumentError
 if TYPE_CHECKING:
     import torch  # noqa: TC004  (the parent process never loads torch)
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 SDPA_BACKENDS = ("math", "flash", "efficient", "cudnn")
 
@@ -21,9 +21,10 @@ SDPA_BACKENDS = ("math", "flash", "efficient", "cudnn")
 class Variant:
     """One way to train; what is ``None`` is left as torch has it.
 
-    ``precision`` as Lightning spells it (:data:`PRECISIONS`); ``matmul_precision`` of FP32 matmuls (``torch.set_float32_matmul_precision``:
-    "high" is TF32 on a GPU that has it); ``sdpa_backend`` pins the attention kernel; ``gradient_checkpointing`` recomputes each module
-    of the model's ``ModuleList``s in backward.
+    ``precision`` as Lightning spells it (:data:`PRECISIONS`; "16-mixed" comes with torch's gradient scaler, and the steps that it skips are
+    counted); ``matmul_precision`` of FP32 matmuls (``torch.set_float32_matmul_precision``: "high" is TF32 on a GPU that has it);
+    ``sdpa_backend`` pins the attention kernel; ``gradient_checkpointing`` recomputes blocks in backward: each module of the model's
+    ``ModuleList``s, or ``Workload.checkpoint_blocks``; ``compile`` is ``torch.compile``; ``batch_size`` is for ``build`` to heed.
 
     Raises:
         ArgumentError: for a value that is not known.
@@ -40,8 +41,6 @@ class Variant:
     def __post_init__(self) -> None:
         if self.name in {"", ".."} or self.name != Path(self.name).name:
             raise ArgumentError(f"A variant's name becomes a folder's: {self.name!r} can't be one.")
-        if self.precision == "16-mixed":
-            raise ArgumentError("precision='16-mixed' needs a gradient scaler, which is not here yet; use 'bf16-mixed'.")
         for key, value, known in (
             ("precision", self.precision, PRECISIONS),
             ("matmul_precision", self.matmul_precision, (None, *MATMUL_PRECISIONS)),
@@ -59,6 +58,7 @@ _BASES = {
     "bf16": {"precision": "bf16-mixed", "matmul_precision": "highest"},
     "bf16-mixed": {"precision": "bf16-mixed", "matmul_precision": "highest"},
     "bf16-true": {"precision": "bf16-true", "matmul_precision": "highest"},
+    "fp16": {"precision": "16-mixed", "matmul_precision": "highest"},
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"sdpa_backend": name} for name in SDPA_BACKENDS},
@@ -99,7 +99,12 @@ class Workload:
     ``model`` is on its device. ``optimizer(parameters)`` makes the optimizer. ``loss(model, batch)`` is the mean loss of a batch.
     ``batches(seed)`` yields batches (of tensors, however nested), the same for the same seed; they are moved to the model's
     device, and gone through again where they end. ``units(batch)`` counts what a batch holds: ``{"tokens": 4096, "samples": 8}``,
-    either or both.
+    either or both. ``checkpoint_blocks`` are the classes of the modules that gradient checkpointing recomputes; none: each module of
+    the outermost ``ModuleList``s. A step accumulates the gradients of ``accumulate`` batches, and clips them to
+    ``gradient_clip_norm`` where that is given.
+
+    Raises:
+        ArgumentError: ``accumulate`` below 1, or a clip that is not above zero.
     """
 
     model: torch.nn.Module
@@ -107,6 +112,52 @@ class Workload:
     loss: Callable[[torch.nn.Module, Any], torch.Tensor]
     batches: Callable[[int], Iterable[Any]]
     units: Callable[[Any], Mapping[str, int]]
+    checkpoint_blocks: tuple[type[torch.nn.Module], ...] = ()
+    accumulate: int = 1
+    gradient_clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ArgumentError(f"accumulate={self.accumulate!r} must be 1 or more.")
+        if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
+            raise ArgumentError(f"gradient_clip_norm={self.gradient_clip_norm!r} must be above zero, or None.")
+
+    @classmethod
+    def from_lightning(
+        cls,
+        module: Any,
+        data: Any = None,
+        *,
+        trainer: Mapping[str, Any] | None = None,
+        units: Callable[[Any], Mapping[str, int]] | None = None,
+    ) -> Workload:
+        """A workload of a ``LightningModule``, trained as its Trainer would on one device; Lightning itself is not needed.
+
+        Calls ``prepare_data``, ``configure_model``, ``setup("fit")``, ``configure_optimizers`` and, each batch, ``training_step``. Not
+        covered, so not compared: manual optimization, several optimizers, callbacks, other hooks, strategies over several devices,
+        and schedulers that step once an epoch (those by step do step). ``self.log`` does nothing; ``self.trainer`` does not exist.
+        Where a module needs more, let ``build`` return a callable that takes one step of your own loop.
+
+        Args:
+            module: the ``LightningModule``, of ``lightning.pytorch`` or ``pytorch_lightning``.
+            data: a dataloader or any iterable of batches, or a ``LightningDataModule``. None: ``module.train_dataloader()``.
+            trainer: arguments of your Trainer. ``accelerator``, ``accumulate_grad_batches``, ``gradient_clip_val`` (by norm) are
+                applied; what concerns only its length, its logging and its validation is passed over; ``precision`` is the variant's.
+            units: as of a ``Workload``. None: samples by the first tensor's first dimension, tokens by ``input_ids``.
+
+        Raises:
+            ArgumentError: a Trainer argument that would change the training and is not covered, or optimizers that are not.
+        """
+        from green_torch.experiment.lightning_step import workload_of
+
+        return workload_of(module, data, trainer or {}, units)
 
 
-Build = str | Callable[[Variant], Workload]
+UserStep = Callable[[], Any]
+"""One optimizer step of the user's own code, with the variant applied by that code; returns the mean loss, or None.
+
+Where it has an attribute ``units``, a mapping such as ``{"tokens": 4096}`` or a callable that gives one, joules are compared per unit;
+where it has an attribute ``model``, that is named and its memory and device are looked at.
+"""
+
+Build = str | Callable[[Variant], Workload | UserStep]

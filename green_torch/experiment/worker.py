@@ -9,16 +9,22 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError, GreenTorchWarning
-from green_torch.experiment.results import Block, known_sum
-from green_torch.experiment.variants import Build, Variant, Workload
+from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied
+from green_torch.experiment.conditions import watch
+from green_torch.experiment.kernels import Seen, seen
+from green_torch.experiment.results import NOT_FIT, Block, built_in, known_sum
+from green_torch.experiment.variants import Build, UserStep, Variant, Workload
 from green_torch.records import Item, Manifest, Phase, RunSummary, StepRecord
+from green_torch.sinks.codec import plain
+from green_torch.surroundings import peak_memory_bytes
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
 SETTLE_STEPS = 1  # taken before each block and left out of it: caches, clocks and allocators come back from the other's turn
 _PATIENCE_S = 2.0  # how long a block waits for its records beyond the tracker's own patience
 _WHOLE_BLOCK = 1_000_000_000  # steps a record: none ends before the block does
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in a RuntimeError of torch's CPU allocator
+_NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Job:
     log_dir: str | None
     threads: int | None
     track: Mapping[str, Any]
+    comparison: Mapping[str, Any] | None = None  # what the dashboard must know of it to pair its runs' blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +70,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The warm-up is over; ``step_s`` seconds is what a step took at its end."""
+    """The warm-up is over; ``step_s`` seconds is what a step took at its end. The rest is named as in ``VariantResult``."""
 
     step_s: float
     threads: int
     manifest: Manifest
+    kernels: tuple[str, ...]
+    ran: str
+    applied_by_user: bool
+    n_skipped: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,7 @@ def work(job: Job, pipe: Connection, stop: Any) -> None:
                 pipe.send(reply)
     except BaseException as error:  # whatever the user's code raises is this variant's result
         with suppress(OSError):  # the parent may be gone
-            pipe.send(Failed(_told(error)))
+            pipe.send(Failed(told(error)))
 
 
 def _received(pipe: Connection) -> Any:
@@ -118,16 +131,24 @@ def _received(pipe: Connection) -> Any:
         return None
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """What happened, and where."""
+    if isinstance(error, CannotRunError):
+        return f"can't run here: {error}"
     trace = traceback.extract_tb(error.__traceback__)
     text = f"{type(error).__name__}: {error}" + (f" ({trace[-1].filename}:{trace[-1].lineno})" if trace else "")
-    return f"does not fit in memory: {text}" if type(error).__name__ in {"OutOfMemoryError", "MemoryError"} else text
+    runtime = str(error) if isinstance(error, RuntimeError) else ""
+    if type(error).__name__ in {"OutOfMemoryError", "MemoryError"} or any(sign in runtime for sign in _NO_MEMORY):
+        return f"{NOT_FIT}: {text}"
+    if any(sign in runtime for sign in _NO_KERNEL):
+        return f"can't run here: the pinned attention kernel does not take this model's shapes, mask or dtype: {text}"
+    return text
 
 
 def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) -> Generator[object, None, None]:
     """Does what it receives orders for, and yields the replies; ``None`` is the order to close."""
-    build = _loaded(job.build)
+    apart_in_cache(job.variant)
+    build = loaded(job.build)
 
     import torch
 
@@ -139,141 +160,184 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
     if receive() is None:
         return
     torch.manual_seed(job.seed)
-    bench = _Bench(job, build(job.variant))
+    bench = _Bench(applied(job.variant, build(job.variant), job.seed), job.track)
     records = _Records()
     try:
         tracker = track(
-            bench.model,
+            bench.trainee.model,
             log_dir=job.log_dir,
             run_name=job.variant.name,
             label=job.variant.name,
             # bounds are tight only over a whole block; on a CPU they are tight enough, or there are none
-            log_every_n_steps=1 if bench.device.type == "cpu" else _WHOLE_BLOCK,
+            log_every_n_steps=1 if bench.trainee.device.type == "cpu" else _WHOLE_BLOCK,
             **{**job.track, "sinks": (*job.track.get("sinks", ()), records)},
         )
     except ArgumentError as error:
         yield Refused(error)
         return
+    blocks: list[Block] = []
     with tracker:
         step_s = bench.warm_up(tracker, job.warmup_steps)
         with tracker.suspend():
-            bench.write_losses(tracker)
-            yield Warm(step_s, torch.get_num_threads(), tracker.manifest)
+            bench.leave(tracker)
+            yield Warm(
+                step_s,
+                torch.get_num_threads(),
+                tracker.manifest,
+                bench.seen.kernels,
+                bench.trainee.describe(bench.seen),
+                bench.trainee.applied_by_user,
+                bench.trainee.skipped(),
+            )
             order = receive()
         while order is not None:
             span = bench.run(tracker, order.n_steps, stopped)
             with tracker.suspend():
-                bench.write_losses(tracker)
+                bench.leave(tracker)
                 yield Measured()
                 following = receive()
                 if span is not None:  # its energy was settled while another variant had its turn
                     if not records.reach(span.last_step):
                         tracker.flush()
-                    yield _block(order, span, records.take(span.first_step, span.last_step, _PATIENCE_S))
+                    block = _block(order, span, records.take(span.first_step, span.last_step, _PATIENCE_S))
+                    blocks.append(block)
+                    if following is None or len(blocks).bit_count() == 1:
+                        _show(tracker, job, bench, blocks, span.last_step)
+                    yield block
                 order = following
     yield Done(tracker.summary())
 
 
-def _loaded(build: Build) -> Callable[[Variant], Workload]:
+def _show(tracker: Tracker, job: Job, bench: _Bench, blocks: Sequence[Block], step: int) -> None:
+    """Gives TensorBoard the blocks so far: after 1, 2, 4, … and at the end."""
+    if tracker.writer is None or job.comparison is None:
+        return
+    from green_torch.sinks.tensorboard import TensorBoardSink
+
+    TensorBoardSink(tracker.writer).write_comparison(
+        {
+            **job.comparison,
+            "ran": bench.trainee.describe(bench.seen),
+            "settings": repr(replace(job.variant, name="")),
+            "built_in": built_in(job.variant),
+            "blocks": [
+                {**plain(block), "diverged": block.loss is not None and not math.isfinite(block.loss)} for block in blocks
+            ],
+        },
+        step,
+    )
+
+
+def loaded(build: Build) -> Callable[[Variant], Workload | UserStep]:
+    """The function that ``build`` names, or is."""
     if not isinstance(build, str):
         return build
     module, _, name = build.partition(":")
-    function: Callable[[Variant], Workload] = getattr(importlib.import_module(module), name)
+    function: Callable[[Variant], Workload | UserStep] = getattr(importlib.import_module(module), name)
     return function
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """The steps of a block, by number; the seconds they took by the host's clock, and their mean loss."""
+    """The steps of a block, by number; the seconds they took by the host's clock, their mean loss, and what was seen meanwhile."""
 
     first_step: int
     last_step: int
     duration_s: float
-    loss: float
+    loss: float | None
+    n_skipped: int | None
+    peak_memory_bytes: int | None
+    conditions: Mapping[str, Any]
 
 
 class _Bench:
-    """A workload with its variant applied, training step by step."""
+    """Trains a trainee step by step, and keeps what is seen on the way; ``seen`` is what ran in a warm step."""
 
-    def __init__(self, job: Job, workload: Workload) -> None:
-        import torch
-
-        variant, model = job.variant, workload.model
-        first = next(model.parameters(), None)
-        self.device = first.device if first is not None else torch.device("cpu")
-        if variant.matmul_precision is not None:
-            torch.set_float32_matmul_precision(variant.matmul_precision)
-            torch.backends.cudnn.allow_tf32 = variant.matmul_precision != "highest"
-        self._dtype = torch.bfloat16 if variant.precision == "bf16-true" else None
-        model.to(self._dtype).train()
-        if variant.gradient_checkpointing:
-            _checkpoint(model)
-        self._compiled = variant.compile
-        self.model: Any = torch.compile(model) if variant.compile else model
-        self._mixed = variant.precision == "bf16-mixed"
-        self._sdpa_backend = variant.sdpa_backend
-        self._workload = workload
-        self._optimizer = workload.optimizer(model.parameters())
-        self._batches = _endless(workload.batches, job.seed)
+    def __init__(self, trainee: Trainee, track: Mapping[str, Any]) -> None:
+        self.trainee = trainee
+        self.seen = Seen()
+        self._on_cpu = trainee.device.type == "cpu"
+        self._watch = watch(track, trainee.device)
         self._n_steps = 0
-        self._losses: list[torch.Tensor] = []  # since they were last written
+        self._losses: list[Loss] = []  # since they were last written
 
     def warm_up(self, tracker: Tracker, n_steps: int) -> float:
-        """Takes steps, counting the FLOPs of the first; returns the least seconds of the later half."""
+        """Takes steps, counting the FLOPs of the first and looking at the kernels of the second; the least seconds of the later half."""
         times_s = []
         for number in range(n_steps):
             start_s = time.monotonic()
             # counted live, except where counting would keep a graph from being compiled: then the tracker counts on a copy
-            with tracker.count() if number == 0 and not self._compiled else nullcontext():
-                loss, units = self._train()
+            counting = tracker.count() if number == 0 and not self.trainee.compiled else nullcontext()
+            looking = seen() if number == min(1, n_steps - 1) else nullcontext(self.seen)
+            with counting, looking as self.seen:
+                loss, units = self.trainee.train()
             self._mark(tracker, loss, units, wait=True)
             times_s.append(time.monotonic() - start_s)
         return min(times_s[len(times_s) // 2 :])
 
     def run(self, tracker: Tracker, n_steps: int, stopped: Callable[[], bool]) -> _Span | None:
         """Settles, then takes the steps of a block; ``None`` where it was stopped on the way."""
+        before = self.trainee.skipped()
         for _ in range(SETTLE_STEPS):
-            self._mark(tracker, *self._train(), wait=True)
+            self._mark(tracker, *self.trainee.train(), wait=True)
         with tracker.suspend():  # ends the record, so that the block begins with one of its own
+            self._watch.begin()
             start_s = time.monotonic()
         first_step = self._n_steps
         for number in range(n_steps):
             if stopped():
                 return None
-            self._mark(tracker, *self._train(), wait=number == n_steps - 1)
+            trained = self.trainee.train()
+            self._watch.look()  # before the device is waited for: it is at work
+            self._mark(tracker, *trained, wait=number == n_steps - 1)
         duration_s = time.monotonic() - start_s
-        loss = math.fsum(float(loss) for loss in self._losses[-n_steps:]) / n_steps
-        return _Span(first_step, self._n_steps - 1, duration_s, loss)
+        losses = [None if loss is None else float(loss) for loss in self._losses[-n_steps:]]
+        total, after = known_sum(losses), self.trainee.skipped()
+        return _Span(
+            first_step,
+            self._n_steps - 1,
+            duration_s,
+            None if total is None else total / n_steps,
+            None if before is None or after is None else after - before,
+            _peak_memory_bytes(self.trainee.device),
+            self._watch.told(),
+        )
 
-    def write_losses(self, tracker: Tracker) -> None:
-        """Gives TensorBoard the losses since last time, on the step axis of everything else."""
+    def leave(self, tracker: Tracker) -> None:
+        """Gives TensorBoard the losses since last time, on the step axis of everything else, and the device's spare memory to the others."""
         if tracker.writer is not None:
             for step, loss in enumerate(self._losses, self._n_steps - len(self._losses)):
-                tracker.writer.add_scalar("loss", float(loss), step)
+                if loss is not None:
+                    tracker.writer.add_scalar("loss", float(loss), step)
         self._losses.clear()
+        if self.trainee.device.type == "cuda":
+            import torch
 
-    def _train(self) -> tuple[torch.Tensor, Mapping[str, int]]:
-        import torch
+            torch.cuda.empty_cache()
 
-        batch = next(self._batches)
-        moved = _moved(batch, self.device, self._dtype)
-        with _attention(self._sdpa_backend):  # around backward too: recomputation must choose the same kernel
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed):
-                loss = self._workload.loss(self.model, moved)
-            loss.backward()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), self._workload.units(batch)
-
-    def _mark(self, tracker: Tracker, loss: torch.Tensor, units: Mapping[str, int], *, wait: bool) -> None:
+    def _mark(self, tracker: Tracker, loss: Loss, units: Mapping[str, int], *, wait: bool) -> None:
         """Ends a step; at either end of a block the device is waited for, so that the block's time and joules are its own."""
-        if wait and self.device.type != "cpu":
+        if wait and not self._on_cpu:
             import torch
 
             torch.accelerator.synchronize()
         tracker.step(**units)
         self._n_steps += 1
         self._losses.append(loss)
+
+
+def _peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory in use so far: the GPU's by torch, else this process's by the kernel; ``None`` where neither tells.
+
+    Not ``getrusage``: its figure of a spawned process begins with what its parent had.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type != "cpu":
+        return None
+    return peak_memory_bytes(None)
 
 
 class _Records:
@@ -334,72 +398,21 @@ def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
         tokens=count("tokens"),
         samples=count("samples"),
         loss=span.loss,
-        peak_memory_bytes=max((record.peak_memory_bytes for record in records if record.peak_memory_bytes), default=None),
+        peak_memory_bytes=span.peak_memory_bytes,
         flags=tuple(sorted({flag for record in records for flag in record.flags})),
+        domains_j=_by_domain(records) if whole else {},
+        n_skipped=span.n_skipped,
+        **span.conditions,
     )
+
+
+def _by_domain(records: Sequence[StepRecord]) -> dict[str, float]:
+    """Joules of each device over all records."""
+    total: Any = Counter()  # joules add up as counts do
+    for record in records:
+        total.update({domain.name: domain.energy_j for domain in record.domains})
+    return dict(total)
 
 
 def _product(a: float | None, b: float) -> float | None:
     return None if a is None else a * b
-
-
-def _endless(batches: Callable[[int], Iterable[Any]], seed: int) -> Iterator[Any]:
-    """The batches, again and again."""
-    while True:
-        empty = True
-        for batch in batches(seed):
-            empty = False
-            yield batch
-        if empty:
-            raise ArgumentError(f"batches({seed}) yields nothing to train on.")
-
-
-def _moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The batch on the device, its floating-point tensors in the dtype, through tuples, lists and mappings."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, dtype if batch.is_floating_point() else None, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _moved(value, device, dtype) for key, value in batch.items()}
-    return type(batch)(_moved(value, device, dtype) for value in batch) if isinstance(batch, list | tuple) else batch
-
-
-def _attention(backend: str | None) -> AbstractContextManager[None]:
-    """Pins torch's attention kernel."""
-    if backend is None:
-        return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    kernels = {
-        "math": SDPBackend.MATH,
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-    }
-    pinned: AbstractContextManager[None] = sdpa_kernel(kernels[backend])
-    return pinned
-
-
-def _checkpoint(model: torch.nn.Module) -> None:
-    """Recomputes each module of the outermost lists of modules in backward.
-
-    Raises:
-        ArgumentError: the model has none.
-    """
-    from torch.utils.checkpoint import checkpoint
-
-    blocks = list(_listed(model))
-    if not blocks:
-        raise ArgumentError(
-            f"gradient_checkpointing needs blocks in a torch.nn.ModuleList, and {type(model).__name__} has none."
-        )
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def _listed(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    import torch
-
-    for child in model.children():
-        yield from child if isinstance(child, torch.nn.ModuleList) else _listed(child)

@@ -1,0 +1,119 @@
+"""How often the 95 % interval of a comparison holds the truth: on scripted machines, with and without stopping by its width.
+
+``python benchmarks/intervals.py`` (a few minutes; ``--repetitions``). Nothing is measured: every figure follows from the seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from report import table, write
+
+from green_torch.statistics import MIN_PAIRS_LOOKING, Difference, mean_interval
+from tests.block_noise import MACHINES, compared, compared_until, machine
+
+MOST = 60
+BLOCKS = (4, 8, 16, 30)
+SHARES = (1.2, 1.0, 0.85, 0.7, 0.55)
+
+
+def coverage(found: list[Difference]) -> float:
+    """The share of the intervals that hold zero."""
+    return float(np.mean([one.lo is not None and one.hi is not None and one.lo <= 0 <= one.hi for one in found]))
+
+
+def fixed(kind: str, repetitions: int) -> dict[int, float]:
+    """Coverage by a number of blocks fixed beforehand."""
+    runs = machine(kind, max(BLOCKS), repetitions)
+    return {n: coverage([compared(series, n) for series in runs]) for n in BLOCKS}
+
+
+def stopped(kind: str, repetitions: int) -> list[dict[str, float]]:
+    """Coverage where the width ends the measuring, by how narrow it is asked to be; with the error rate spent in full, and as we do."""
+    runs = machine(kind, MOST, repetitions)
+    typical = float(np.median([compared(series, MIN_PAIRS_LOOKING).half_width for series in runs[:200]]))
+    rows = []
+    for share in SHARES:
+        plain = coverage([compared_until(series, share * typical, MOST, looking=False) for series in runs])
+        found = [compared_until(series, share * typical, MOST) for series in runs]
+        rows.append(
+            {
+                "half_width": share * typical,
+                "blocks": float(np.mean([one.n_blocks for one in found])),
+                "uncorrected": plain,
+                "corrected": coverage(found),
+            }
+        )
+    return rows
+
+
+def wandering(correlation: float, n: int, repetitions: int) -> float:
+    """Coverage where the difference itself wanders, an AR(1) process from pair to pair."""
+    rng = np.random.default_rng(n)
+    held = 0
+    for _ in range(repetitions):
+        values = [rng.standard_normal()]
+        while len(values) < n:
+            values.append(correlation * values[-1] + math.sqrt(1 - correlation**2) * rng.standard_normal())
+        found = mean_interval(values)
+        held += found.lo is not None and found.hi is not None and found.lo <= 0 <= found.hi
+    return held / repetitions
+
+
+def main() -> None:
+    """Simulates and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=4000)
+    n = parser.parse_args().repetitions
+    fixed_by = {kind: fixed(kind, n) for kind in MACHINES}
+    stopped_by = {kind: stopped(kind, n) for kind in MACHINES}
+    wandering_by = {r: {k: wandering(r, k, n) for k in (10, 20, 40)} for r in (0.0, 0.3, 0.6)}
+    body = "\n\n".join(
+        (
+            (
+                f"How often the 95 % interval of fp32 against fp32 holds zero, over {n} comparisons each (standard error "
+                f"{100 * math.sqrt(0.05 * 0.95 / n):.2f} %). The machines are those of tests/block_noise.py: {', '.join(MACHINES)}."
+            ),
+            "## A number of blocks fixed beforehand",
+            table(
+                ["machine", *(f"{k} blocks" for k in BLOCKS)],
+                [[kind, *(f"{100 * found[k]:.1f} %" for k in BLOCKS)] for kind, found in fixed_by.items()],
+            ),
+            "## Stopped by the width (at 10 blocks at the earliest)",
+            table(
+                ["machine", "half-width", "blocks, mean", "error rate spent in full", "0.8 of it spent"],
+                [
+                    [
+                        kind,
+                        f"{100 * row['half_width']:.2f} %",
+                        f"{row['blocks']:.1f}",
+                        f"{100 * row['uncorrected']:.1f} %",
+                        f"{100 * row['corrected']:.1f} %",
+                    ]
+                    for kind, rows in stopped_by.items()
+                    for row in rows
+                ],
+            ),
+            "## What no interval of few blocks can know: a difference that itself wanders",
+            table(
+                ["lag-1 autocorrelation of the difference", "10 pairs", "20 pairs", "40 pairs"],
+                [[f"{r:g}", *(f"{100 * share:.1f} %" for share in found.values())] for r, found in wandering_by.items()],
+            ),
+        )
+    )
+    write(
+        "intervals",
+        "Coverage of the comparison's interval",
+        body,
+        {"repetitions": n, "fixed": fixed_by, "stopped": stopped_by, "wandering": wandering_by},
+    )
+
+
+if __name__ == "__main__":
+    main()

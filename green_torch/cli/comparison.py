@@ -1,0 +1,516 @@
+"""A comparison as text and tables: the finding in words, the figures, the planned run here and elsewhere, and what all of it rests on.
+
+A difference is worded only after its significance: where an interval spans zero it reads "can't be told apart". Where every joule is
+modelled, energy follows from time, and time is the headline.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from green_torch.cli.console import (
+    UNKNOWN,
+    bounded,
+    count,
+    grid_line,
+    hours,
+    how_known,
+    joules,
+    kilowatt_hours,
+    mebibytes,
+    percent,
+    rounded,
+    sensor_note,
+    table,
+)
+from green_torch.errors import ArgumentError
+from green_torch.experiment import Comparison, Projection, Range, Saving, VariantResult, project
+from green_torch.experiment.elsewhere import Grid
+from green_torch.experiment.recorded import RecordedComparison
+from green_torch.units import grams, si
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rich.console import RenderableType
+
+    from green_torch.records import DevicePeak
+    from green_torch.statistics import Difference
+
+Compared = Comparison | RecordedComparison
+
+_NEXT_LINE = "\n"
+_AS_RATIO = 1.0  # a difference beyond +100 % reads better as a ratio
+_STOPPED = {
+    "until": "Every interval was narrow enough",
+    "budget_s": "The time was spent",
+    "budget_j": "The energy was spent",
+}
+_FEW = 3  # variants, so that a column more still fits a terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A planned run: how many tokens or samples, the price of a kWh of facility energy, and other grids to think it on."""
+
+    tokens: float | None = None
+    samples: float | None = None
+    price_per_kwh: float | None = None
+    elsewhere: tuple[Grid, ...] = ()
+
+    def project(self, result: VariantResult, confidence: float) -> Projection | None:
+        """What the run takes under a variant."""
+        return project(result, planned_tokens=self.tokens, planned_samples=self.samples, confidence=confidence)
+
+    def saving(self, comparison: Compared, name: str) -> Saving | None:
+        """What it saves with a variant in place of the baseline; ``None`` where that is not known, or not the same training."""
+        if comparison.departure(name):
+            return None
+        return comparison.saving(name, planned_tokens=self.tokens, planned_samples=self.samples)
+
+    def cost(self, found: Projection | Saving) -> Range | None:
+        """Its money, in the price's own currency."""
+        energy = found.facility_energy_kwh
+        if self.price_per_kwh is None or energy is None:
+            return None
+        price = self.price_per_kwh
+        lo, hi = (None if end is None else end * price for end in (energy.lo, energy.hi))
+        return Range(energy.value * price, lo, hi)
+
+
+def plan_of_steps(comparison: Compared, steps: float, plan: Plan) -> Plan:
+    """The plan in the unit that the baseline's steps were counted in: so many of its steps.
+
+    Raises:
+        ArgumentError: neither tokens nor samples were counted.
+    """
+    blocks = comparison.baseline.blocks
+    for unit in ("tokens", "samples"):
+        if blocks and all(getattr(block, unit) for block in blocks):
+            each = sum(getattr(block, unit) for block in blocks) / sum(block.n_steps for block in blocks)
+            return Plan(**{unit: each * steps}, price_per_kwh=plan.price_per_kwh, elsewhere=plan.elsewhere)
+    raise ArgumentError(
+        "--planned-steps: the baseline's steps count neither tokens nor samples, so there is no work to plan by"
+    )
+
+
+def comparison_parts(comparison: Compared, plan: Plan | None = None) -> Iterator[RenderableType]:
+    """The finding in words, the figures, the planned run, and what all of it rests on."""
+    headline, *more = findings(comparison)
+    yield Text(headline, style="bold")
+    yield from map(Text, more)
+    ran = [result for result in comparison.results if result.blocks]
+    if ran:
+        yield Text()
+        yield figures(comparison, ran)
+        if len(ran) > 1 and ran[0] is comparison.baseline:
+            yield Text()
+            yield differences(comparison, ran[1:])
+        yield from (
+            Text(f"{result.name}: {note}", style="dim")
+            for result in ran
+            for note in comparison.notes(result.name)
+            if _news(note)
+        )
+        if isinstance(comparison, Comparison) and (why := _STOPPED.get(comparison.stopped)):
+            yield Text(f"{why} after {max(len(result.blocks) for result in ran)} blocks of each.", style="dim")
+        if isinstance(comparison, Comparison) and comparison.largest:
+            yield Text()
+            yield largest(comparison)
+        if plan is not None:
+            yield from _planned_parts(comparison, ran, plan)
+        yield Text()
+        yield _grounds(comparison, ran)
+    said = dict.fromkeys([*comparison.warnings, *(text for result in comparison.results for text in result.warnings)])
+    yield from (Text(f"warning: {text}", style="yellow") for text in said)
+
+
+# ── findings ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def findings(comparison: Compared) -> list[str]:
+    """The result in sentences, the headline first."""
+    lines = []
+    base = comparison.baseline
+    if isinstance(comparison, Comparison) and comparison.interrupted:
+        lines.append("Interrupted: what follows rests on the blocks measured until then.")
+    lines += [f"{result.name} ended early: {result.error}" for result in comparison.results if result.error]
+    if not base.blocks:
+        return [*lines, "Nothing was measured of the baseline, so there is nothing to compare."]
+    others = [result for result in comparison.results[1:] if result.blocks]
+    if not others:
+        lines.append(f"{base.name} alone was measured: there is nothing to compare it with.")
+    for result in others:
+        time, energy = comparison.time(result.name), comparison.energy(result.name)
+        if comparison.headline == "time" or energy is None:
+            lines.append(_sentence(comparison, result, time, "time"))
+            lines += _why(base, result, time)
+        else:
+            lines.append(_sentence(comparison, result, energy, "energy"))
+            if len(others) < _FEW:
+                lines.append(_sentence(comparison, result, time, "time"))
+        departure = comparison.departure(result.name)
+        if departure:
+            lines.append(f"{result.name} is {departure}: no saving is claimed.")
+    if others and comparison.headline == "time":
+        known = any(comparison.energy(result.name) is not None for result in others)
+        lines.append("Energy follows from time: power was modelled." if known else "No energy is known here.")
+    return list(dict.fromkeys(lines))
+
+
+def _sentence(comparison: Compared, result: VariantResult, found: Difference | None, what: str) -> str:
+    """The finding about time or energy."""
+    name, base = result.name, comparison.baseline.name
+    if found is None:
+        return f"{name} and {base}: no {what} to compare."
+    unit = _unit(comparison, result)
+    if found.lo is None or found.hi is None:
+        change = _change(found.estimate)
+        return f"{name} against {base}: {change} {what} per {unit}, from one block each: no interval, so no finding."
+    sign = _sign(found.estimate)
+    together = f" (for all {found.n_compared} together)" if found.n_compared > 1 else ""
+    grounds = [f"{100 * found.confidence:g} % interval {_interval(found.lo, found.hi, found.estimate)} {sign}{together}"]
+    if found.instrument_lo is not None and found.instrument_hi is not None:
+        grounds.append(f"the meter's bounds {_interval(found.instrument_lo, found.instrument_hi, found.estimate)} {sign}")
+    stated = ", ".join([*grounds, _evidence(comparison, found)])
+    if not found.distinguishable:
+        return f"{name} and {base} can't be told apart here in {what} per {unit}: {found.note.partition(': ')[2]} ({stated})."
+    less = found.estimate < 0
+    if found.estimate > _AS_RATIO:
+        amount = f"{rounded(1 + found.estimate)} × the {what} per {unit} of {base}"
+    else:
+        amount = f"{rounded(100 * abs(found.estimate))} % {'less' if less else 'more'} {what} per {unit} than {base}"
+    verdict = {"time": "is faster" if less else "is slower", "energy": "saves energy" if less else "costs energy"}[what]
+    return f"{name} {verdict} here: {amount} ({stated})."
+
+
+def _evidence(comparison: Compared, found: Difference) -> str:
+    if isinstance(comparison, RecordedComparison):
+        return f"{found.n_blocks} stretches or more of each run, not paired"
+    return f"{found.n_blocks} pairs of blocks"
+
+
+def _why(base: VariantResult, other: VariantResult, time: Difference | None) -> list[str]:
+    """Where a slower variant computes in a type that this device is slower at, the peaks say so."""
+    slower = time is not None and time.distinguishable and time.estimate > 0
+    known = {peak.dtype: peak for peak in base.peaks}
+    best = max(known.values(), key=lambda peak: peak.flop_per_s, default=None)
+    own = [peak for peak in other.peaks if peak.dtype not in known]
+    if not slower or best is None or not own or max(peak.flop_per_s for peak in own) >= best.flop_per_s:
+        return []
+    rates = [f"{si(peak.flop_per_s, 'FLOP/s')} for {peak.dtype.partition('/')[2]}" for peak in (*own, best)]
+    return [f"The {best.basis} peaks of this device: {', '.join(rates)}."]
+
+
+def _unit(comparison: Compared, result: VariantResult) -> str:
+    """What the difference is per: token, else sample, else step."""
+    blocks = [*comparison.baseline.blocks, *result.blocks]
+    return next(
+        unit for unit in ("tokens", "samples", "n_steps") if all(getattr(block, unit) for block in blocks)
+    ).removeprefix("n_")[:-1]
+
+
+def _news(note: str) -> bool:
+    """Whether a note says what no table does."""
+    return not note.startswith("attention kernel")
+
+
+# ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def figures(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
+    """One column a variant, one row a quantity; where they are few, how each is known."""
+    base = ran[0]
+    explain = len(ran) <= _FEW
+    made = table("", *(result.name for result in ran), *(["known from"] if explain else []))
+    energy_known = how_known(base.methods, brief=True)
+    peaks = [{(peak.dtype, peak.flop_per_s) for peak in result.peaks} for result in ran]
+    rank = "" if all(own == peaks[0] for own in peaks) else " (other peaks: not ranked)"
+    blocks = [block for result in ran for block in result.blocks]
+    energy_per: tuple[str, Callable[[VariantResult], str]] = ("Energy per step", lambda r: si(r.energy_per_step_j, "J"))
+    for unit in ("samples", "tokens"):
+        if all(getattr(block, unit) for block in blocks):
+            energy_per = (f"Energy per {unit[:-1]}", lambda r, unit=unit: _energy_per(r, unit))  # type: ignore[misc]  # a default binds
+    per_block = f"{comparison.steps_per_block} steps a block" if isinstance(comparison, Comparison) else "after the warm-up"
+    rows: list[tuple[str, Callable[[VariantResult], str], str]] = [
+        ("Step time", lambda r: si(r.step_time_s, "s"), "clock"),
+        ("Tokens per second", lambda r: count(r.tokens_per_s), "clock"),
+        (*energy_per, energy_known),
+        ("Power", lambda r: si(r.power_w, "W"), energy_known),
+        ("Emissions per step", lambda r: grams(r.emissions_per_step_g), "energy × grid"),
+        ("Model FLOP/s", lambda r: si(r.model_flop_per_s, "FLOP/s"), "counted"),
+        (f"MFU{rank}", lambda r: percent(r.mfu), "peaks below"),
+        (f"HFU{rank}", lambda r: percent(r.hfu), "peaks below"),
+        ("Peak memory", lambda r: mebibytes(r.peak_memory_bytes), "torch or the kernel"),
+        ("Attention kernel", lambda r: ", ".join(r.kernels) or UNKNOWN, "one step, watched"),
+        ("Final loss", lambda r: UNKNOWN if r.final_loss is None else f"{r.final_loss:.4g}", "last block"),
+        ("Temperature", lambda r: UNKNOWN if r.temperature_c is None else f"{r.temperature_c:.0f} °C", "NVML"),
+        ("SM clock", lambda r: UNKNOWN if r.sm_clock_mhz is None else f"{r.sm_clock_mhz:.0f} MHz", "NVML"),
+        ("Measured", lambda r: f"{r.n_steps} steps", per_block),
+    ]
+    for name, show, known in rows:
+        shown = [show(result) for result in ran]
+        if any(text not in {"unknown", UNKNOWN} for text in shown):
+            made.add_row(name, *shown, *([known] if explain else []))
+    return made
+
+
+def differences(comparison: Compared, others: Sequence[VariantResult]) -> Table:
+    """One row a variant: how far its time and energy are from the baseline's, and what the instrument leaves open."""
+    found = {other.name: (comparison.time(other.name), comparison.energy(other.name)) for other in others}
+    modelled = comparison.headline == "time"
+    energies = [energy for _, energy in found.values() if energy is not None and not modelled]
+    bounds = any(energy.instrument_lo is not None for energy in energies)
+    gains = any(energy.gain_lo is not None for energy in energies)
+    per = f"per {_unit(comparison, others[0])}"
+    made = table(
+        f"against {comparison.baseline.name}",
+        f"time {per}",
+        f"energy {per}",
+        *(["the meter's bounds"] if bounds else []),
+        *(["its gain error"] if gains else []),
+        "the same training?",
+        "from",
+    )
+    for other in others:
+        time, energy = found[other.name]
+        made.add_row(
+            other.name,
+            difference(time),
+            "follows from time" if modelled and energy is not None else difference(energy),
+            *([_instrument(energy)] if bounds else []),
+            *([_gain(energy)] if gains else []),
+            _training(comparison, other),
+            "" if time is None else _evidence(comparison, time),
+        )
+    return made
+
+
+def _instrument(found: Difference | None) -> str:
+    if found is None or found.instrument_lo is None or found.instrument_hi is None:
+        return "none"
+    return f"{_interval(found.instrument_lo, found.instrument_hi, found.estimate)} {_sign(found.estimate)}"
+
+
+def _gain(found: Difference | None) -> str:
+    if found is None or found.gain_lo is None or found.gain_hi is None:
+        return "not stated"
+    if math.isclose(found.gain_lo, found.gain_hi, abs_tol=1e-9):
+        return "cancels: one sensor"
+    return f"{_interval(found.gain_lo, found.gain_hi, found.estimate)} {_sign(found.estimate)}"
+
+
+def _training(comparison: Compared, other: VariantResult) -> str:
+    if comparison.departure(other.name):
+        return "no"
+    if isinstance(comparison, RecordedComparison) or any(block.loss is None for block in other.blocks):
+        return "not checked"
+    return f"loss within {100 * comparison.loss_tolerance:g} %"
+
+
+def largest(comparison: Comparison) -> Table:
+    """The largest batch of each variant that fits, and what a token costs there."""
+    made = table("largest batch", "samples", "peak memory", "of", "energy per token", "tokens per second")
+    for one in comparison.largest:
+        result = one.result
+        size = "none fits" if one.batch_size is None else f"{'' if one.complete else 'at least '}{one.batch_size}"
+        made.add_row(
+            one.variant.name,
+            f"{size} ({one.error})" if one.error else size,
+            mebibytes(one.peak_memory_bytes),
+            f"{mebibytes(one.memory_bytes)}: {one.memory_source}",
+            UNKNOWN if result is None else _energy_per(result, "tokens"),
+            UNKNOWN if result is None else count(result.tokens_per_s),
+        )
+    return made
+
+
+def _energy_per(result: VariantResult, unit: str) -> str:
+    """Per token or sample, with bounds where every block has them: the sums of the blocks' own."""
+    value = result.energy_per_token_j if unit == "tokens" else result.energy_per_sample_j
+    work = sum(getattr(block, unit) or 0 for block in result.blocks)
+    los = [block.energy_lo_j for block in result.blocks if block.energy_lo_j is not None]
+    his = [block.energy_hi_j for block in result.blocks if block.energy_hi_j is not None]
+    if not work or len(los) < len(result.blocks) or len(his) < len(result.blocks):
+        return si(value, "J")
+    return bounded(value, math.fsum(los) / work, math.fsum(his) / work, joules, between=_NEXT_LINE)
+
+
+# ── a planned run ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> Iterator[RenderableType]:
+    amount, unit = (plan.tokens, "tokens") if plan.tokens is not None else (plan.samples, "samples")
+    yield Text()
+    yield Text(f"A planned run of {count(amount)} {unit} on this device:", style="bold")
+    yield planned(comparison, ran, plan)
+    modelled = "; energy and emissions follow from time, since power was modelled" if comparison.headline == "time" else ""
+    interval = f"{100 * comparison.confidence:g} % intervals"
+    yield Text(f"Projected from the steps above to this device, this model, this grid; {interval}{modelled}.", style="dim")
+    if plan.elsewhere:
+        yield Text()
+        yield Text("The same joules on other grids (operational emissions, yearly means):", style="bold")
+        yield elsewhere(comparison, ran, plan)
+        yield Text(
+            "Figures of one basis can be ranked; lifecycle and direct ones can't be ranked with each other.", style="dim"
+        )
+        for source in dict.fromkeys(f"{grid.region}: {grid.point.source}; PUE: {grid.pue_source}" for grid in plan.elsewhere):
+            yield Text(source, style="dim")
+
+
+def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> Table:
+    """A planned run on this device under each variant, and what a variant saves or costs; each figure over its low and high."""
+    base, *others = ran
+    facility = base.manifest is not None and base.manifest.pue != 1.0
+    shown: list[tuple[str, Callable[[Projection | Saving], Range | None], Callable[[float], str]]] = [
+        ("Time", lambda found: found.duration_h, hours),
+        ("Energy (IT)", lambda found: found.energy_kwh, kilowatt_hours),
+        ("Energy (facility)", lambda found: found.facility_energy_kwh, kilowatt_hours),
+        ("Emissions", lambda found: found.emissions_g, grams),
+        (f"Cost at {plan.price_per_kwh:g}/kWh" if plan.price_per_kwh is not None else "", plan.cost, rounded),
+    ]
+    columns = [column for column in shown if column[0] and (facility or column[0] != "Energy (facility)")]
+    made = table("", *(name for name, _, _ in columns))
+    for result in ran:
+        found = plan.project(result, comparison.confidence)
+        made.add_row(result.name, *(UNKNOWN if found is None else ranged(pick(found), show) for _, pick, show in columns))
+    for other in others if base is comparison.baseline else []:
+        saving = plan.saving(comparison, other.name)
+        cells = ["not comparable"] * len(columns)
+        if saving is not None:
+            energy = saving.time if comparison.headline == "time" else saving.energy
+            judged = [saving.time if name == "Time" else energy for name, _, _ in columns]
+            cells = [saved(pick(saving), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)]
+        made.add_section()
+        made.add_row(f"{other.name} in place of {base.name}", *cells)
+    return made
+
+
+def elsewhere(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> Table:
+    """The planned run's emissions on other grids, those of one basis together."""
+    energies = {
+        result.name: (found.energy_kwh if (found := plan.project(result, comparison.confidence)) else None) for result in ran
+    }
+    made = table("region", "gCO2e/kWh", "basis", "PUE", *energies)
+    for before, grid in zip((None, *plan.elsewhere), plan.elsewhere, strict=False):
+        if before is not None and before.basis != grid.basis:
+            made.add_section()
+        emitted = (None if energy is None else grid.emissions_g(energy) for energy in energies.values())
+        year = f", {grid.point.year}" if grid.point.year else ""
+        pue = f"{grid.pue:g}" if grid.pue != 1.0 else "1 (none counted)"
+        made.add_row(
+            grid.region,
+            rounded(grid.point.g_per_kwh),
+            f"{grid.basis}{year}",
+            pue,
+            *(ranged(figure, grams) for figure in emitted),
+        )
+    return made
+
+
+# ── words for one figure ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def difference(found: Difference | None) -> str:
+    """A difference over its interval, "+38.0 %" over "(+31.0 to +45.0)"; or that the two can't be told apart."""
+    if found is None:
+        return UNKNOWN
+    if found.lo is None or found.hi is None:
+        return f"{_change(found.estimate)}, no interval"
+    interval = _interval(found.lo, found.hi, found.estimate)
+    if not found.distinguishable:
+        return f"can't be told apart{_NEXT_LINE}({interval} {_sign(found.estimate)})"
+    return f"{_change(found.estimate)}{_NEXT_LINE}({interval})"
+
+
+def saved(figure: Range | None, judged: Difference | None, show: Callable[[float], str]) -> str:
+    """What a planned run saves or costs: "saves 12.0 h", low and high on the next line; or that the two can't be told apart."""
+    if figure is None or judged is None:
+        return UNKNOWN
+    if not judged.distinguishable and judged.lo is not None:
+        return "can't be told apart"
+    if figure.value >= 0:
+        return f"saves {ranged(figure, show)}"
+    lo, hi = (None, None) if figure.lo is None or figure.hi is None else (-figure.hi, -figure.lo)
+    return f"costs {bounded(-figure.value, lo, hi, show, between=_NEXT_LINE)}"
+
+
+def ranged(figure: Range | None, show: Callable[[float], str]) -> str:
+    """A figure, its low and high on the next line."""
+    return UNKNOWN if figure is None else bounded(figure.value, figure.lo, figure.hi, show, between=_NEXT_LINE)
+
+
+def _change(relative: float) -> str:
+    """0.38 -> "+38.0 %"; 5.9 -> "6.90 ×"."""
+    return f"{rounded(1 + relative) if relative > _AS_RATIO else _signed(relative)} {_sign(relative)}"
+
+
+def _sign(relative: float) -> str:
+    """How a difference is written: as a ratio beyond +100 %, else in percent."""
+    return "×" if relative > _AS_RATIO else "%"
+
+
+def _interval(lo: float, hi: float, estimate: float) -> str:
+    """Both ends in the estimate's way: percent, or ratios where it is beyond +100 %."""
+    if estimate > _AS_RATIO:
+        return f"{rounded(1 + lo)} to {rounded(1 + hi)}"
+    return f"{_signed(lo)} to {_signed(hi)}"
+
+
+def _signed(relative: float) -> str:
+    """In percent: 0.38 -> "+38.0"."""
+    if not math.isfinite(relative):
+        return "∞"
+    return f"{'+' if relative > 0 else '−' if relative < 0 else '±'}{rounded(100 * abs(relative))}"
+
+
+# ── grounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
+    """What the figures rest on: device, model, how energy is known, the peaks behind MFU, the grid."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column()
+    result = next((one for one in ran if one.manifest), None)
+    if result is None or result.manifest is None:
+        return made
+    manifest = result.manifest
+    threads = f", {result.threads} threads" if result.threads else ""
+    peaks: dict[DevicePeak, list[str]] = {}
+    for one in ran:
+        for peak in one.peaks:
+            peaks.setdefault(peak, []).append(one.name)
+    processor = next((peak.device for peak in peaks if peak.basis == "measured"), manifest.device) or "not known"
+    rows = [
+        ("device", f"{processor}{threads}, torch {manifest.versions.get('torch', 'not known')}"),
+        ("model", f"{manifest.model or 'not known'}, {count(manifest.parameters)} parameters"),
+    ]
+    for domain in manifest.domains:
+        bounds = f"; bounds assume 0 to 1.5 × {si(domain.power_limit_w, 'W')}" if domain.power_limit_w else ""
+        shared = "; shared with other processes" if domain.shared else ""
+        rows.append((f"energy, {domain.name}", f"{domain.method}: {domain.source}{bounds}{shared}"))
+    if not manifest.domains:
+        rows.append(("energy", "nothing measures it: " + "; ".join(manifest.missing)))
+    rows += [("", note) for note in (sensor_note(manifest.domains),) if note]
+    rows += [
+        (f"peak, {peak.dtype}", f"{si(peak.flop_per_s, 'FLOP/s')}, {peak.basis}: {peak.source} ({', '.join(names)})")
+        for peak, names in peaks.items()
+    ]
+    rows += [("grid", grid_line(manifest.intensity)), ("PUE", f"{manifest.pue:g}: {manifest.pue_source}")]
+    if isinstance(comparison, RecordedComparison):
+        rows += [("run", f"{one.name}: {path}") for one, path in zip(comparison.results, comparison.paths, strict=True)]
+        rows.append(
+            (
+                "",
+                "Not measured side by side: what changed on the machine between the runs is in the difference. Records hold no loss: whether both are the same training was not checked.",
+            )
+        )
+    for name, text in rows:
+        made.add_row(name, Text(text))
+    return made

@@ -1,0 +1,563 @@
+"""``green-torch compare``: what is typed, what a comparison reads like, the command on its own and on runs that are over."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from green_torch.cli import comparison as page_of
+from green_torch.cli import main
+from green_torch.cli.compare import BuiltIn, parse_budget, parse_memory, parse_plan, parse_share
+from green_torch.cli.comparison import Plan
+from green_torch.errors import ArgumentError, UnknownRegionError
+from green_torch.experiment import Block, Comparison, VariantResult, parse_variant
+from green_torch.experiment.elsewhere import grids
+from green_torch.records import DevicePeak, Domain, IntensityPoint, Manifest, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+GREEN_TORCH = [sys.executable, "-m", "green_torch.cli"]
+
+OWN = """
+import os
+from functools import partial
+import torch
+from torch import nn
+from green_torch.experiment import Workload
+
+def build(variant):
+    if variant.name in os.environ.get("BROKEN", "").split(","):
+        raise RuntimeError(f"{variant.name} can't be built")
+    def batches(seed):
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield torch.randn(64, 32, generator=generator)
+    model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+    loss = lambda model, batch: (model(batch) - batch).square().mean()
+    return Workload(model, partial(torch.optim.SGD, lr=0.1), loss, batches, lambda batch: {"samples": len(batch)})
+"""
+
+
+# ── what is typed ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("text", "value"), [("1%", 0.01), ("0.5 %", 0.005), ("0.02", 0.02)])
+def test_until_is_a_share(text: str, value: float) -> None:
+    """In percent, or as a fraction."""
+    assert parse_share(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "%", "1", "0%", "-1%", "200%", "narrow"])
+def test_until_must_be_a_share(text: str) -> None:
+    """Anything else is told what to give."""
+    with pytest.raises(ArgumentError, match="1% or"):
+        parse_share(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("90", {"budget_s": 90}), ("90s", {"budget_s": 90}), ("5m", {"budget_s": 300}), ("1.5 h", {"budget_s": 5400}),
+        ("20kJ", {"budget_j": 20_000}), ("0.05kWh", {"budget_j": 180_000}), ("100Wh", {"budget_j": 360_000}),
+    ],
+)  # fmt: skip
+def test_a_budget_is_of_time_or_energy(text: str, budget: dict[str, float]) -> None:
+    """By its unit."""
+    assert parse_budget(text) == pytest.approx(budget)
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-5s", "5 parsecs", "kWh", "1e3s"])
+def test_a_budget_must_be_one(text: str) -> None:
+    """Anything else is told what to give."""
+    with pytest.raises(ArgumentError, match="90s"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize(("text", "limit"), [("device", True), ("8GiB", 2**33), ("500 MB", 500_000_000)])
+def test_the_largest_batch_is_sought_in_some_memory(text: str, limit: bool | int) -> None:
+    """The device's own, or so much."""
+    assert parse_memory(text) == limit
+
+
+@pytest.mark.parametrize("text", ["", "8", "0GiB", "much"])
+def test_memory_must_be_some(text: str) -> None:
+    """Anything else is told what to give."""
+    with pytest.raises(ArgumentError, match="8GiB"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"tokens": 1.0, "samples": 1.0}, "one amount"),
+        ({"tokens": 0.0}, "positive"),
+        ({"steps": float("nan")}, "positive"),
+        ({"tokens": 1.0, "price": -0.1}, "per kWh"),
+        ({"price": 0.2}, "how long"),
+        ({"regions": "FR"}, "how long"),
+    ],
+)
+def test_a_plan_needs_one_amount(given: dict[str, float], match: str) -> None:
+    """Wrong plans are told apart."""
+    with pytest.raises(ArgumentError, match=match):
+        parse_plan(**given)
+
+
+def test_no_plan_is_none() -> None:
+    """Without an amount nothing is projected."""
+    assert parse_plan() is None
+
+
+def test_regions_of_a_plan_are_known_ones() -> None:
+    """An unknown region names the nearest before anything is trained."""
+    with pytest.raises(UnknownRegionError, match="France"):
+        parse_plan(tokens=1.0, regions="DE,Frnace")
+
+
+def test_other_grids_stand_by_basis() -> None:
+    """Figures of one basis stand together, the cleanest per IT joule first, and carry PUE with its source."""
+    found = grids(["DE", "US-CA", "FR", "aws:us-west-2", "DE"])
+    assert [grid.region for grid in found] == ["US-CA", "aws:us-west-2", "FR", "DE"]
+    assert [grid.basis for grid in found] == ["direct average"] * 2 + ["lifecycle average"] * 2
+    amazon = found[1]
+    assert amazon.pue > 1
+    assert "Amazon" in amazon.pue_source
+    assert amazon.point.year
+    emitted = amazon.emissions_g(page_of.Range(100.0, 90.0, 110.0))
+    assert emitted.value == pytest.approx(100 * amazon.pue * amazon.point.g_per_kwh)
+    assert emitted.lo == pytest.approx(0.9 * emitted.value)
+
+
+# ── what a comparison reads like ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def result(
+    name: str,
+    times_s: Sequence[float],
+    *,
+    method: Method = Method.ESTIMATED,
+    watts: float = 100.0,
+    loss: float = 2.5,
+    **fields: object,
+) -> VariantResult:
+    """A variant with a block a time, at a constant power; counted joules are bounded to ±1 %."""
+    domain = Domain(
+        "gpu0" if method is Method.COUNTER else "cpu", method, "a device", "a source", power_limit_w=350.0, gain_error=0.05
+    )
+    manifest = Manifest(
+        "id", name, 1, 0, 1, 0, (domain,), (), IntensityPoint(475.0, "world average, no region set", "a table"), 1.0, "none",
+        peaks=(DevicePeak(1e12, "a device", f"mm/{name}", "datasheet", "a sheet"),), model="GPT", parameters=838_000,
+    )  # fmt: skip
+    blocks = tuple(
+        Block(
+            round=number, position=0, n_steps=10, duration_s=time_s, energy_j=(energy_j := watts * time_s),
+            energy_lo_j=0.99 * energy_j if method is Method.COUNTER else None,
+            energy_hi_j=1.01 * energy_j if method is Method.COUNTER else None,
+            emissions_g=energy_j / 3.6e6 * 475, model_flops=1e11, hardware_flops=1e11, capacity_flops=1e12 * time_s,
+            tokens=5120, samples=40, loss=loss,
+        )
+        for number, time_s in enumerate(times_s)
+    )  # fmt: skip
+    made = VariantResult(parse_variant(name), blocks, manifest=manifest)
+    return replace(made, **fields)
+
+
+SLOW, SAME, FAST = [1.4, 1.38, 1.41, 1.4], [0.99, 1.02, 1.0, 0.98], [0.5, 0.51, 0.49, 0.5]
+BASE = [1.0, 1.01, 0.99, 1.0]
+
+
+def compared(times_s: Sequence[float], **fields: object) -> Comparison:
+    """BF16 with these block times against FP32."""
+    method = fields.pop("method", Method.ESTIMATED)
+    return Comparison((result("fp32", BASE, method=method), result("bf16", times_s, method=method, **fields)), 10, 0.95, 0.02)
+
+
+def printed(width: int, show: object) -> str:
+    """What ``show(console)`` prints on a terminal of this width."""
+    out = Console(file=io.StringIO(), width=width, highlight=False)
+    show(out)
+    return out.file.getvalue()
+
+
+def page(comparison: Comparison, width: int = 100) -> str:
+    """The whole page of a comparison."""
+    return printed(width, lambda out: [out.print(part) for part in page_of.comparison_parts(comparison, Plan(tokens=10e9))])
+
+
+def test_slower_reads_as_slower() -> None:
+    """The headline is time where power was modelled, and the planned run costs more."""
+    first, second, *_ = page_of.findings(compared(SLOW))
+    assert first.startswith("bf16 is slower here: 39.7 % more time per token than fp32 (95 % interval +")
+    assert "4 pairs of blocks" in first
+    assert second == "Energy follows from time: power was modelled."
+    text = page(compared(SLOW))
+    assert "costs 216 h" in text
+    assert "saves" not in text
+    assert "world average, no region set" in text
+
+
+def test_faster_reads_as_faster() -> None:
+    """The same the other way round."""
+    assert page_of.findings(compared(FAST))[0].startswith("bf16 is faster here: 50.0 % less time per token than fp32")
+    text = page(compared(FAST))
+    assert "saves 271 h" in text
+    assert "costs" not in text
+
+
+def test_much_slower_reads_as_a_ratio() -> None:
+    """Beyond twice the time, a ratio with a ratio's interval."""
+    first = page_of.findings(compared([6.9, 7.0, 6.8, 6.95]))[0]
+    assert "6.91 × the time per token of fp32" in first
+    assert " ×" in page(compared([6.9, 7.0, 6.8, 6.95]))
+    assert "interval 6" in first
+
+
+def test_an_interval_over_zero_cant_be_told_apart() -> None:
+    """Significance comes before the difference: no percentage is claimed, and no saving."""
+    first = page_of.findings(compared(SAME))[0]
+    assert first.startswith(
+        "bf16 and fp32 can't be told apart here in time per token: the interval spans zero (95 % interval −"
+    )
+    text = page(compared(SAME))
+    assert text.count("can't be told apart") == 5  # headline, step time, and the three columns of the planned run
+    assert "saves" not in text
+    assert "costs" not in text
+
+
+def test_one_block_gives_no_finding() -> None:
+    """A single pair has no interval."""
+    comparison = Comparison((result("fp32", [1.0]), result("bf16", [0.5])), 10, 0.95, 0.02)
+    assert page_of.findings(comparison)[0].endswith("no interval, so no finding.")
+    assert "no interval" in page(comparison)
+
+
+def test_counted_energy_is_the_headline_with_its_bounds() -> None:
+    """Where joules are counted, energy leads, bounds stand beside it, and the sensor's own error is told apart."""
+    comparison = compared(FAST, method=Method.COUNTER, watts=120.0)
+    first, second, *_ = page_of.findings(comparison)
+    assert first.startswith("bf16 saves energy here: 40.0 % less energy per token than fp32")
+    assert "the meter's bounds −41" in first
+    assert second.startswith("bf16 is faster here")
+    text = page(comparison)
+    assert "(19.3 to 19.7)" in text  # mJ a token, from the bounds of the blocks
+    assert "counter (gpu0)" in text
+    assert "Sensor gain error, systematic, not in the bounds: gpu0 ±5 %." in text
+    assert "follows from time" not in text
+
+
+def test_counted_energy_without_a_difference_is_told_first() -> None:
+    """Energy that can't be told apart is not covered up by a time that can."""
+    comparison = compared(FAST, method=Method.COUNTER, watts=200.0)
+    assert page_of.findings(comparison)[0].startswith("bf16 and fp32 can't be told apart here in energy per token")
+    assert "saves" in page(comparison)  # hours
+
+
+def test_peaks_that_differ_are_not_ranked() -> None:
+    """MFUs over different peaks stand side by side without a difference, model FLOP/s beside them."""
+    text = page(compared(FAST))
+    assert "not ranked" in text
+    assert "Model FLOP/s" in text
+    assert "datasheet: a sheet" in text
+
+
+def test_a_slower_type_is_explained_by_its_peak() -> None:
+    """Where the peak of the variant's own type is below the baseline's, the page says so."""
+    slower = compared(SLOW)
+    base, other = slower.results
+    other = replace(
+        other, manifest=replace(other.manifest, peaks=(DevicePeak(6e9, "a device", "mm/bfloat16", "measured", "GEMMs"),))
+    )
+    lines = page_of.findings(replace(slower, results=(base, other)))
+    assert any("6.00 GFLOP/s for bfloat16" in line for line in lines)
+    assert not any("peaks of this device" in line for line in page_of.findings(slower))
+
+
+def test_another_training_claims_no_saving() -> None:
+    """A loss that departs beyond the tolerance takes the saving away."""
+    comparison = compared(FAST, loss=3.0)
+    assert any("not the same training" in line and "no saving" in line for line in page_of.findings(comparison))
+    assert "saves" not in page(comparison)
+    assert "not comparable" in page(comparison)
+
+
+def test_a_failed_variant_leaves_the_others_results() -> None:
+    """Its error is told, and the baseline's figures stand."""
+    comparison = Comparison(
+        (result("fp32", BASE), VariantResult(parse_variant("bf16"), error="does not fit in memory")), 10, 0.95, 0.02
+    )
+    text = page(comparison)
+    assert "bf16 ended early: does not fit in memory" in text
+    assert "100 ms" in text
+
+
+def test_nothing_measured_is_said() -> None:
+    """Both failing leaves a page that says so and no table."""
+    comparison = Comparison(
+        tuple(VariantResult(parse_variant(name), error="broken") for name in ("fp32", "bf16")), 0, 0.95, 0.02
+    )
+    assert "nothing to compare" in page(comparison)
+
+
+def test_an_interrupted_comparison_shows_its_blocks() -> None:
+    """What was measured until Ctrl-C is shown, and that it was interrupted."""
+    text = page(replace(compared(FAST), interrupted=True))
+    assert "Interrupted" in text
+    assert "bf16 is faster here" in text
+
+
+# ── several variants ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def three(**fields: object) -> Comparison:
+    """Two variants against FP32, energy counted."""
+    base = result("fp32", BASE, method=Method.COUNTER, kernels=("math",), ran="math in fp32")
+    fast = result("bf16", FAST, method=Method.COUNTER, kernels=("math",), ran="math in bf16")
+    flash = result("bf16+flash", [0.4, 0.41, 0.39, 0.4], method=Method.COUNTER, kernels=("flash",), ran="flash in bf16")
+    return replace(Comparison((base, fast, flash), 10, 0.95, 0.02), **fields)
+
+
+def test_kernels_that_ran_are_named() -> None:
+    """The table has the kernel of each variant, in words that no other row repeats."""
+    text = page(three(), width=120)
+    assert "Attention kernel" in text
+    assert "flash " in text
+    assert "attention kernel that ran" not in text
+
+
+def test_intervals_of_several_variants_hold_together() -> None:
+    """Each sentence says for how many the interval was widened."""
+    assert all("for all 2 together" in line for line in page_of.findings(three()))
+
+
+def test_the_same_kernels_are_not_presented_as_different() -> None:
+    """A variant that ran what the baseline ran is not called faster, whatever its blocks say."""
+    comparison = three()
+    base, fast, flash = comparison.results
+    comparison = replace(comparison, results=(base, replace(fast, ran=base.ran), flash))
+    first = page_of.findings(comparison)[0]
+    assert "can't be told apart" in first
+    assert "same kernels as fp32" in first
+    assert "bf16: same kernels as fp32" in page(comparison, width=160)
+
+
+def test_the_meters_bounds_have_a_column_of_their_own() -> None:
+    """Bounds of the difference and the gain error stand beside the interval."""
+    text = page(three(), width=160)
+    assert "the meter's bounds" in text
+    assert "cancels: one sensor" in text or "its gain error" not in text
+
+
+def test_many_variants_leave_out_how_each_figure_is_known() -> None:
+    """With four variants the column gives way; the grounds below still say it."""
+    comparison = three()
+    more = replace(comparison, results=(*comparison.results, result("tf32", FAST, method=Method.COUNTER)))
+    assert "known from" in page(comparison)
+    text = page(more)
+    assert "known from" not in text
+    assert "energy, gpu0 counter: a source" in " ".join(text.split())
+
+
+def test_a_plan_with_a_price_and_other_grids() -> None:
+    """Money by facility energy; grams elsewhere by each grid's own basis, with its PUE."""
+    plan = Plan(tokens=10e9, price_per_kwh=0.25, elsewhere=grids(["FR", "aws:us-west-2"]))
+    text = printed(160, lambda out: [out.print(part) for part in page_of.comparison_parts(three(), plan)])
+    assert "Cost at 0.25/kWh" in text
+    energy_kwh = 10e9 * 100 / 5120 / 3.6e6
+    assert f"{0.25 * energy_kwh:.1f}" in text
+    assert "lifecycle average, 2023" in text
+    assert "direct average" in text
+    assert "1 (none counted)" in text
+    assert "can't be ranked with each other" in text
+
+
+def test_steps_are_planned_by_the_baselines() -> None:
+    """A plan of steps becomes one of the tokens that the baseline's steps hold."""
+    plan = page_of.plan_of_steps(three(), 1000, Plan(price_per_kwh=0.5))
+    assert plan == Plan(tokens=512_000, price_per_kwh=0.5)
+
+
+@pytest.mark.parametrize(("stopped", "told"), [("until", "narrow enough"), ("budget_j", "energy was spent")])
+def test_what_ended_it_is_told(stopped: str, told: str) -> None:
+    """Where it was not the number of blocks."""
+    assert f"{told} after 4 blocks" in page(three(stopped=stopped))
+    assert told not in page(three())
+
+
+def test_the_largest_batch_is_shown() -> None:
+    """With its memory and joules per token, with and without."""
+    from green_torch.experiment import LargestBatch, Trial
+
+    base = three().baseline
+    found = LargestBatch(
+        base.variant, 64, 2**30, "torch", (Trial(64, fits=True, peak_memory_bytes=2**29),), complete=True, result=base
+    )
+    text = page(three(largest=(found,)), width=160)
+    assert "largest batch" in text
+    assert "512 MiB" in text
+
+
+# ── the command ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--variants", "fp32,fp33"], "fp32, tf32, bf16"),
+        (["--blocks", "0"], "blocks=0"),
+        (["--until", "wide"], "1% or 0.01"),
+        (["--budget", "5 parsecs"], "90s"),
+        (["--region", "Frnace"], '"FR" (France)'),
+        (["--tokens", "-1"], "positive"),
+        (["--force"], "runs/a runs/b"),
+        (["--size", "7B"], "10M, 124M"),
+        (["nowhere.to.be:found"], "no module"),
+        (["json"], "module:function"),
+        (["json:loads", "--size", "10M"], "built-in"),
+        (["json:loads", "pickle:loads"], "one module:build"),
+        (["runs/a"], "two directories"),
+        (["runs/a", "runs/b"], "holds no run"),
+        (["runs/a", "runs/b", "--variants", "fp32"], "are over"),
+    ],
+)
+def test_wrong_arguments_end_with_2(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one line on stderr that says what to type, before a worker has loaded torch."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *arguments])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert told in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def ran(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command on the user's own module in the current directory."""
+    (folder / "mine.py").write_text(OWN, encoding="utf-8")
+    command = [*GREEN_TORCH, "compare", "mine:build", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT | environment, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A comparison of three variants of the user's own code, one of which fails: its directory and its JSON."""
+    folder = tmp_path_factory.mktemp("own")
+    found = ran(
+        folder, "--variants", "fp32,bf16,bf16-true", "--blocks", "2", "--steps", "2", "--samples", "1e6", "--price", "0.25",
+        "--regions", "FR,US-CA", "--region", "DE", "--seed", "3", "--json", BROKEN="bf16",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    return folder, json.loads(found.stdout)
+
+
+def test_own_code_is_found_in_the_current_directory(own: tuple[Path, dict]) -> None:
+    """One JSON object on stdout; a variant that fails leaves its reason, and the others' results."""
+    _, found = own
+    assert found["schema"] == "green_torch.compare/1"
+    first, second, third = found["comparison"]["results"]
+    assert first["error"] is None
+    assert "bf16 can't be built" in second["error"]
+    assert [len(one["blocks"]) for one in (first, second, third)] == [2, 0, 2]
+    assert first["blocks"][0]["samples"] == third["blocks"][0]["samples"] == 128
+    assert any("bf16 ended early" in line for line in found["findings"])
+
+
+def test_the_planned_run_is_in_the_json(own: tuple[Path, dict]) -> None:
+    """Hours, joules, grams and money for each variant that ran, and grams on other grids with basis, year and PUE."""
+    _, found = own
+    assert found["planned_samples"] == 1e6
+    assert found["projections"].keys() == {"fp32", "bf16-true"}
+    energy_kwh = found["projections"]["fp32"]["facility_energy_kwh"]["value"]
+    assert found["costs"]["fp32"]["value"] == pytest.approx(0.25 * energy_kwh)
+    assert [grid["region"] for grid in found["elsewhere"]] == ["US-CA", "FR"]
+    france = found["elsewhere"][1]
+    assert (france["basis"], france["pue"]) == ("lifecycle average", 1.0)
+    assert france["emissions_g"]["fp32"]["value"] == pytest.approx(energy_kwh * france["point"]["g_per_kwh"])
+
+
+def test_one_labelled_run_a_variant(own: tuple[Path, dict]) -> None:
+    """Each variant is a run that TensorBoard shows, with its label in the manifest."""
+    folder, found = own
+    assert found["tensorboard"] == "tensorboard --logdir runs/compare"
+    for name in ("fp32", "bf16-true"):
+        (file,) = (folder / "runs" / "compare" / name / "green").glob("*.jsonl")
+        assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["label"] == name
+        assert list((folder / "runs" / "compare" / name).glob("events.out.tfevents.*"))
+
+
+def test_the_runs_of_a_comparison_can_be_compared_again(own: tuple[Path, dict], capsys: pytest.CaptureFixture[str]) -> None:
+    """Two directories are compared from their records, which the output says makes no pairs."""
+    folder, _ = own
+    runs = [str(folder / "runs" / "compare" / name) for name in ("fp32", "bf16-true")]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *runs, "--json"])
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["comparison"]["paired"] is False
+    assert found["comparison"]["results"][1]["path"] == runs[1]
+    with pytest.raises(SystemExit):
+        main(["compare", *runs])
+    assert "not paired" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_left_ends_with_1(tmp_path: Path) -> None:
+    """Where every variant fails the reasons are told."""
+    found = ran(tmp_path, "--variants", "fp32,bf16", "--blocks", "1", "--steps", "1", BROKEN="fp32,bf16")
+    assert found.returncode == 1, found.stderr
+    assert "fp32 can't be built" in found.stdout
+    assert "Traceback" not in found.stderr
+
+
+def test_ctrl_c_keeps_the_blocks_so_far(tmp_path: Path) -> None:
+    """Interrupted while measuring: exit code 130, and the blocks measured until then are in the output."""
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    command = [*GREEN_TORCH, "compare", "mine:build", "--variants", "fp32", "--blocks", "100000", "--steps", "1", "--json"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    ) as process:
+        try:
+            deadline_s = time.monotonic() + 120
+            records = tmp_path / "runs" / "compare" / "fp32" / "green"
+            while sum(file.stat().st_size for file in records.glob("*.jsonl")) < 50_000 and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    found = json.loads(out)["comparison"]
+    assert found["interrupted"] is True
+    assert found["results"][0]["blocks"]
+
+
+def test_the_built_in_workload_goes_by_the_device() -> None:
+    """On a CPU about 10M parameters, unless a size is asked for."""
+    import torch
+
+    sizes = [sum(p.numel() for p in BuiltIn(size)(parse_variant("fp32")).model.parameters()) for size in ("auto", "1M")]
+    if not torch.cuda.is_available():
+        assert 9e6 < sizes[0] < 12e6
+    assert sizes[1] < 1e6

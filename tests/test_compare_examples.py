@@ -1,0 +1,50 @@
+"""The examples of comparing: run as a user runs them, one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: str, folder: Path) -> str:
+    """What the example prints."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_compare_precision_and_its_picture(tmp_path):
+    """The comparison says what each costs and how it knows; the picture is drawn from its JSON."""
+    pytest.importorskip("matplotlib")
+    printed = run("compare_precision.py", "--seconds", "1", "--blocks", "3", "--json", "found.json", folder=tmp_path)
+    assert "fp32: " in printed
+    assert "mJ a sample" in printed or "energy not known" in printed
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [len(result["blocks"]) for result in found["results"]] == [3, 3]
+    run("plot_comparison.py", "found.json", "found.png", folder=tmp_path)
+    picture = (tmp_path / "found.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 5000
+    run("plot_comparison.py", "found.json", "found.svg", folder=tmp_path)
+    drawn = (tmp_path / "found.svg").read_text()
+    assert "95 % intervals" in drawn  # matplotlib notes each text beside its outlines
+
+
+def test_a_picture_of_nothing_is_refused(tmp_path):
+    """Where no variant was measured there is nothing to draw."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "found.json").write_text(json.dumps({"results": [{"blocks": []}]}))
+    command = [sys.executable, str(EXAMPLES / "plot_comparison.py"), "found.json", "found.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "nothing was measured" in done.stderr

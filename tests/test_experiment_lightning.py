@@ -1,0 +1,133 @@
+"""Tests of a LightningModule as a workload, without a Trainer, against a real Trainer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import pytorch_lightning
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from green_torch.errors import ArgumentError
+from green_torch.experiment import Variant, Workload
+from green_torch.experiment.applied import applied
+from green_torch.experiment.worker import Order
+from tests.test_experiment import blocks_of, script, serve
+
+
+class Module(pytorch_lightning.LightningModule):
+    """A regression that logs, with a learning rate that falls at each step."""
+
+    def __init__(self, configured=None):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.configured = configured
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.layer(batch["x"]) - batch["y"]).square().mean()
+        self.log("loss", loss)
+        return {"loss": loss}
+
+    def configure_optimizers(self):
+        if self.configured is not None:
+            return self.configured(self)
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        self.made = optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def rows(n=12):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 4, generator=generator)
+    return [{"x": one, "y": one.sum(1, keepdim=True)} for one in x.split(2)]
+
+
+class TestLightning:
+    """A LightningModule without a Trainer."""
+
+    def test_trains_as_its_trainer_would(self):
+        """The same losses, weights and learning rate as under a real Trainer with accumulation and clipping."""
+        arguments = {
+            "accelerator": "cpu",
+            "accumulate_grad_batches": 2,
+            "gradient_clip_val": 0.5,
+            "logger": False,
+            "max_epochs": 1,
+        }
+        torch.manual_seed(0)
+        module = Module()
+        work = Workload.from_lightning(module, rows(), trainer=arguments)
+        trainee = applied(Variant("a"), work, 0)
+        steps = [trainee.train() for _ in range(3)]
+        assert steps[-1][1] == {"samples": 4}
+        torch.manual_seed(0)
+        reference = Module()
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        pytorch_lightning.Trainer(**arguments, **quiet).fit(reference, DataLoader(rows(), batch_size=None))
+        torch.testing.assert_close(module.layer.weight, reference.layer.weight)
+        assert (
+            module.made.param_groups[0]["lr"] == pytest.approx(0.1 / 8) == pytest.approx(reference.made.param_groups[0]["lr"])
+        )
+
+    def test_a_datamodule_and_a_run(self):
+        """A datamodule serves as well; the run is named after the module, and its FLOPs are counted."""
+
+        class Data(pytorch_lightning.LightningDataModule):
+            def setup(self, stage):
+                self.rows = rows()
+
+            def train_dataloader(self):
+                return self.rows
+
+        def build(_):
+            work = Workload.from_lightning(Module(), Data(), trainer={"accelerator": "cpu"})
+            return replace(work, loss=lambda model, batch: (clock.advance(0.1), model(batch))[1])
+
+        _, track = script()
+        clock = track["clock"]
+        replies = serve(Variant("a"), [Order(0, 0, 8)], build=build, track=track)
+        (block,) = blocks_of(replies)
+        assert block.samples == 16
+        assert block.model_flops > 0
+        assert replies[-1].summary.manifest.model == "Module"
+
+    @pytest.mark.parametrize(
+        ("trainer", "match"),
+        [
+            ({"precision": "bf16-mixed"}, "the variant sets the precision"),
+            ({"strategy": "fsdp"}, "not covered"),
+            ({"devices": 4}, "not covered"),
+            ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "not covered"),
+            ({"accelerator": "gpu"}, "no accelerator"),
+        ],
+    )
+    def test_arguments_that_are_not_covered(self, trainer, match):
+        """They would change the training, so they are refused by name."""
+        with pytest.raises(ArgumentError, match=match):
+            Workload.from_lightning(Module(), rows(), trainer=trainer)
+
+    def test_optimizers_that_are_not_covered(self):
+        """Several optimizers, none, or optimization by hand."""
+        two = Module(lambda m: [torch.optim.SGD(m.parameters(), lr=0.1), torch.optim.SGD(m.parameters(), lr=0.1)])
+        for module in (two, Module(lambda _: [])):
+            with pytest.raises(ArgumentError, match="not one optimizer"):
+                applied(Variant("a"), Workload.from_lightning(module, rows(), trainer={"accelerator": "cpu"}), 0)
+        by_hand = Module()
+        by_hand.automatic_optimization = False
+        with pytest.raises(ArgumentError, match="by hand"):
+            Workload.from_lightning(by_hand, rows())
+
+    @pytest.mark.parametrize("shape", ["one", "list", "pair"])
+    def test_shapes_of_configure_optimizers(self, shape):
+        """An optimizer alone, in a list, or beside a list of schedulers."""
+
+        def configured(module):
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+            return {"one": optimizer, "list": [optimizer], "pair": ([optimizer], [scheduler])}[shape]
+
+        work = Workload.from_lightning(Module(configured), rows(), trainer={"accelerator": "cpu"})
+        assert applied(Variant("a"), work, 0).train()[0] > 0

@@ -1,0 +1,338 @@
+"""Comparing runs on disk: what they are compared by, what is refused, and whether intervals and bounds hold the truth."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+import green_torch
+from green_torch.errors import ArgumentError, LedgerError, UnknownRegionError
+from green_torch.experiment.recorded import _difference, _Kept, _read, _stretch_bounds, compare_runs
+from green_torch.experiment.results import Block
+from green_torch.records import Method
+from green_torch.testing import ScriptedClock, ScriptedMeter
+
+TOKENS = 100
+
+
+def run(folder, watts=300.0, step_s=0.5, *, steps=60, method=Method.COUNTER, tokens=TOKENS, seed=0, noise=0.02, **options):
+    """A run on a scripted clock, written by the real tracker; returns its directory, true joules a token, and true seconds a step."""
+    clock, rng = ScriptedClock(), random.Random(f"{folder} {seed}")
+    meter = ScriptedMeter(clock, {"gpu0": watts}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
+    track = {"intensity": 100.0, "pue": 1.2, "log_every_n_steps": 1, "poll_interval_s": 0.02} | options
+    seconds = 0.0
+    with green_torch.track(log_dir=folder, clock=clock, meters=[meter], **track) as tracker:
+        for step in range(steps):
+            clock.advance(duration := step_s * rng.gauss(1, noise))
+            tracker.step(tokens=tokens)
+            seconds += duration if step >= 3 else 0.0
+            if step == steps // 2:
+                with tracker.phase("eval"):
+                    clock.advance(3.0)
+    measured = max(1, steps - 3)
+    return folder, watts * seconds / measured / tokens, seconds / measured
+
+
+def lines_of(folder):
+    (file,) = sorted((Path(folder) / "green").glob("*.jsonl"))
+    return file, [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def edited(folder, **fields):
+    """The run with other facts in its manifest."""
+    file, lines = lines_of(folder)
+    for line in lines:
+        if line["type"] == "manifest":
+            line.update(fields)
+        line.get("manifest", {}).update(fields)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run of 300 W."""
+    return run(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture
+def copy(base, tmp_path):
+    """A copy of it, to be changed."""
+    return Path(shutil.copytree(base[0], tmp_path / "copy"))
+
+
+def test_interval_and_bounds_hold_the_truth(base, tmp_path):
+    """A run of 250 W against one of 300 W: energy per token, its bounds and time are where they truly are."""
+    other = run(tmp_path / "other", watts=250.0, step_s=0.55)
+    found = compare_runs([base[0], other[0]])
+    energy, time = found.energy("other"), found.time("other")
+    truth, slower = other[1] / base[1] - 1, other[2] / base[2] - 1
+    assert energy.lo <= truth <= energy.hi
+    assert energy.instrument_lo <= truth <= energy.instrument_hi
+    assert time.lo <= slower <= time.hi
+    assert energy.distinguishable
+    assert energy.hi < 0 < time.lo
+    assert energy.n_blocks == 20
+    assert found.headline == "energy"
+    assert found.departure("other") == ""
+    assert found.result("other").step_time_s == pytest.approx(other[2], rel=0.01)
+
+
+def test_a_run_cant_be_told_apart_from_its_like(base, tmp_path):
+    """Another run of the same is no finding."""
+    other, *_ = run(tmp_path / "other", seed=1)
+    assert compare_runs([base[0], other]).energy("other").note.startswith("can't be told apart")
+
+
+def test_unpaired_intervals_hold_the_truth_as_often_as_they_say():
+    """Of 300 comparisons of two runs with a true difference of 2 % and autocorrelated noise, about 95 % of the intervals hold it."""
+    rng = random.Random(7)
+
+    def series(level):
+        drift, blocks = 0.0, []
+        for number in range(20):
+            drift = 0.3 * drift + rng.gauss(0, 0.01)
+            blocks.append(Block(number, 0, 1, level * (1 + drift), *[None] * 7, TOKENS, None, None))
+        return blocks
+
+    held = 0
+    for _ in range(300):
+        found = _difference(
+            series(1.0), series(1.02), "duration_s", "tokens", bounds=(None, None), gain=None, confidence=0.95, n_compared=1
+        )
+        held += found.lo <= 0.02 <= found.hi
+    assert 0.90 <= held / 300 <= 0.985
+
+
+def test_bounds_of_neighbours_share_their_boundaries(base):
+    """A stretch of records is known better than the sum of its records, and the truth lies within."""
+    kept = _read(Path(base[0])).ranks[0][5:25]
+    lo, hi = _stretch_bounds(kept)
+    truth = 300.0 * sum(one.record.duration_s for one in kept)
+    apart = sum(one.record.energy_hi_j - one.record.energy_lo_j for one in kept)
+    assert lo <= truth <= hi
+    assert hi - lo < apart / 5
+    assert isinstance(kept[0], _Kept)
+
+
+def test_grams_are_by_one_intensity(base, tmp_path):
+    """Both runs' grams are by the first run's grid, or by the region asked for, whatever they were measured on."""
+    other, *_ = run(tmp_path / "other", intensity=900.0, pue=1.0)
+    found = compare_runs([base[0], other])
+    for result in found.results:
+        assert result.emissions_per_step_g == pytest.approx(result.energy_per_step_j * 1.2 / 3.6e6 * 100.0)
+    france = compare_runs([base[0], other], region="FR")
+    assert {result.manifest.intensity.region for result in france.results} == {"FR"}
+    ratio = france.result("other").emissions_per_step_g / france.baseline.emissions_per_step_g
+    assert ratio == pytest.approx(france.result("other").energy_per_step_j / france.baseline.energy_per_step_j)
+    with pytest.raises(UnknownRegionError):
+        compare_runs([base[0], other], region="Frnace")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": "ResNet"}, "the model is ResNet against GPT"),
+        ({"parameters": 7}, "parameters are 7 against 1,000"),
+        ({"device": "NVIDIA L4"}, "the device is NVIDIA L4"),
+        ({"world_size": 8}, "processes are 8 against 1"),
+    ],
+)
+def test_other_models_and_devices_are_refused(base, copy, tmp_path, fields, told):
+    """The reason is named, and --force compares all the same, says so and claims no saving."""
+    known = {"model": "GPT", "parameters": 1000, "device": "NVIDIA A100", "world_size": 1}
+    first = edited(Path(shutil.copytree(base[0], tmp_path / "first")), label="first", **known)
+    edited(copy, label="second", **(known | fields))
+    with pytest.raises(ArgumentError, match="--force") as raised:
+        compare_runs([first, copy])
+    assert told in str(raised.value)
+    forced = compare_runs([first, copy], force=True)
+    assert told in forced.departure("second")
+    assert forced.to_dict()["differences"]["second"]["departure"].startswith("not comparable")
+    assert compare_runs([first, edited(copy, **known)]).departure("second") == ""
+
+
+def test_another_batch_is_refused(base, tmp_path):
+    """Twice the tokens a step is another training."""
+    other, *_ = run(tmp_path / "other", tokens=2 * TOKENS)
+    with pytest.raises(ArgumentError, match="200 tokens a step against 100"):
+        compare_runs([base[0], other])
+
+
+def test_another_kind_of_meter_is_refused(base, tmp_path):
+    """Counted joules are not compared with modelled ones."""
+    other, *_ = run(tmp_path / "other", method=Method.ESTIMATED)
+    with pytest.raises(ArgumentError, match="joules are known by gpu by estimated against gpu by counter"):
+        compare_runs([base[0], other])
+
+
+def test_another_basis_needs_one_region(tmp_path):
+    """A lifecycle and a direct figure make no comparison of grams, unless one region is given for both."""
+    runs = [run(tmp_path / code, intensity=None, region=code, steps=20)[0] for code in ("FR", "US-CA")]
+    with pytest.raises(ArgumentError, match="direct, average against lifecycle, average"):
+        compare_runs(runs)
+    assert compare_runs(runs, region="DE").baseline.manifest.intensity.region == "DE"
+
+
+def test_what_is_not_recorded_is_said(base, tmp_path):
+    """Without a model in track() nobody can check it: the result says so, and is given."""
+    other, *_ = run(tmp_path / "other")
+    assert any("model" in warning for warning in compare_runs([base[0], other]).warnings)
+
+
+def test_modelled_joules_follow_from_time(tmp_path):
+    """Where every joule is estimated the headline is time."""
+    runs = [run(tmp_path / name, method=Method.ESTIMATED)[0] for name in ("a", "b")]
+    found = compare_runs(runs)
+    assert found.headline == "time"
+    assert found.energy("b").instrument_lo is None
+
+
+def test_warm_up_and_counted_steps_are_left_out(copy):
+    """The first three steps, and those in which FLOPs were counted, are in no block."""
+    file, lines = lines_of(copy)
+    for line in lines:
+        if line["type"] == "record" and line["step"] in {0, 8}:
+            line["flags"] = ["counted"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (kept,) = _read(copy).ranks
+    assert [one.record.step for one in kept] == [*range(3, 8), *range(9, 60)]
+
+
+def test_ranks_are_one_run(base, copy):
+    """Two ranks: joules and tokens add up, seconds and steps don't."""
+    file, lines = lines_of(copy)
+    for line in lines:
+        for item in (line, line.get("manifest", {})):
+            if "rank" in item:
+                item["rank"] = 1
+    file.with_name(file.name.replace("rank-00000", "rank-00001")).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one, two = compare_runs([base[0], base[0]]).baseline, compare_runs([copy, base[0]], force=True).baseline
+    assert two.step_time_s == pytest.approx(one.step_time_s)
+    assert two.energy_per_step_j == pytest.approx(2 * one.energy_per_step_j)
+    assert two.energy_per_token_j == pytest.approx(one.energy_per_token_j)
+    assert two.n_steps == one.n_steps
+
+
+def test_records_without_joules_are_left_out_and_told(base, copy):
+    """A meter that missed a few records does not take the run's joules away."""
+    file, lines = lines_of(copy)
+    for line in [line for line in lines if line["type"] == "record"][20:24]:
+        line["energy_j"] = line["energy_lo_j"] = line["energy_hi_j"] = None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare_runs([base[0], edited(copy, label="other")])
+    assert found.energy("other") is not None
+    assert any("4 of 57 records hold no joules" in warning for warning in found.warnings)
+
+
+def test_other_nodes_have_other_sensors(base, copy, tmp_path):
+    """A gain error cancels on one machine; on two it counts in full, and a small difference is none."""
+
+    def with_gain(folder, node, label):
+        _, lines = lines_of(folder)
+        domains = [domain | {"gain_error": 0.05} for domain in lines[0]["domains"]]
+        return edited(folder, domains=domains, job={"node": node}, label=label)
+
+    first = with_gain(Path(shutil.copytree(base[0], tmp_path / "first")), "n1", "first")
+    other = run(tmp_path / "other", watts=288.0, noise=0.0)[0]
+    same = compare_runs([first, with_gain(other, "n1", "other")]).energy("other")
+    apart = compare_runs([first, with_gain(other, "n2", "other")]).energy("other")
+    assert same.gain_lo == pytest.approx(same.gain_hi)
+    assert apart.gain_lo < 0 < apart.gain_hi
+    assert same.distinguishable
+    assert not apart.distinguishable
+
+
+def test_runs_of_one_name_are_told_apart(base, copy):
+    """By their folders."""
+    names = [result.name for result in compare_runs([base[0], copy]).results]
+    assert len(set(names)) == 2
+    assert names[1].endswith("copy")
+
+
+def test_several_runs_share_the_error_rate(base, tmp_path):
+    """Each of two intervals is wider than one alone would be."""
+    others = [run(tmp_path / name, watts=250.0)[0] for name in ("a", "b")]
+    alone, both = compare_runs([base[0], others[0]]).energy("a"), compare_runs([base[0], *others]).energy("a")
+    assert both.n_compared == 2
+    assert both.hi - both.lo > alone.hi - alone.lo
+
+
+def test_a_saving_is_the_first_runs_projection_times_the_difference(base, tmp_path):
+    """With low and high, in kWh at the device and at the meter, hours and grams."""
+    other, *_ = run(tmp_path / "other", watts=250.0)
+    found = compare_runs([base[0], other])
+    saving = found.saving("other", planned_tokens=3.6e9)
+    base_kwh = found.baseline.energy_per_token_j * 3.6e9 / 3.6e6
+    assert saving.energy_kwh.value == pytest.approx(-found.energy("other").estimate * base_kwh)
+    assert saving.facility_energy_kwh.value == pytest.approx(1.2 * saving.energy_kwh.value)
+    assert saving.emissions_g.value == pytest.approx(1.2 * saving.energy_kwh.value * 100.0)
+    assert saving.energy_kwh.lo < saving.energy_kwh.value < saving.energy_kwh.hi
+
+
+def test_json_is_complete_and_finite(base, tmp_path):
+    """Everything found goes into JSON, with the runs' directories."""
+    other, *_ = run(tmp_path / "other", watts=250.0)
+    read = json.loads(json.dumps(compare_runs([base[0], other]).to_dict(), allow_nan=False))
+    assert [one["path"] for one in read["results"]] == [str(base[0]), str(other)]
+    assert read["results"][0]["final_loss"] is None
+    assert "variant" not in read["results"][0]
+
+
+def test_what_is_no_run_is_told(base, tmp_path):
+    """An empty directory, one that holds runs one level down, a run too short, a file that is not ours, one run alone."""
+    with pytest.raises(ArgumentError, match="holds no run"):
+        compare_runs([tmp_path, base[0]])
+    with pytest.raises(ArgumentError, match=r"runs within: .*base"):
+        compare_runs([Path(base[0]).parent, base[0]])
+    short, *_ = run(tmp_path / "short", steps=3)
+    with pytest.raises(ArgumentError, match="no train step beyond its first 3"):
+        compare_runs([base[0], short])
+    with pytest.raises(ArgumentError, match="two runs or more"):
+        compare_runs([base[0]])
+    (tmp_path / "other" / "green").mkdir(parents=True)
+    (tmp_path / "other" / "green" / "rank-00000.segment-0001.jsonl").write_text("{}\n")
+    with pytest.raises(LedgerError):
+        compare_runs([base[0], tmp_path / "other"])
+
+
+def test_one_block_gives_no_finding(base, tmp_path):
+    """A run with a single record that counts has no scatter."""
+    short, *_ = run(tmp_path / "short", steps=4)
+    found = compare_runs([base[0], short]).time("short")
+    assert found.lo is None
+    assert "one block" in found.note
+
+
+def test_the_live_saving_is_the_hand_computed_one(tmp_path):
+    """In training against a baseline on disk: (4 - 3 J/token) x 10 tokens x 1,000 steps x PUE x intensity, on every record and in TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    base, *_ = run(tmp_path / "base", watts=400.0, step_s=0.1, tokens=10, noise=0.0, region="FR", intensity=None)
+    own, *_ = run(
+        tmp_path / "own",
+        watts=300.0,
+        step_s=0.1,
+        tokens=10,
+        noise=0.0,
+        region="FR",
+        intensity=None,
+        baseline=base,
+        planned_steps=1000,
+    )
+    _, lines = lines_of(own)
+    g_per_kwh = lines[0]["intensity"]["g_per_kwh"]
+    saved_g = (4.0 - 3.0) * 10 * 1000 / 3.6e6 * 1.2 * g_per_kwh
+    assert lines[-1]["projected_savings_g"] == pytest.approx(saved_g, rel=0.03)
+    events = EventAccumulator(str(own)).Reload()
+    assert events.Scalars("green/projected_savings_gCO2e")[-1].value == pytest.approx(saved_g, rel=0.03)
+    manifest = [line for line in lines if line["type"] == "manifest"][-1]
+    assert manifest["baseline"].startswith("base (")
+    assert manifest["intensity"]["region"] == "FR"
+    after = compare_runs([base, own]).saving("own", planned_tokens=10_000)
+    assert after.emissions_g.value == pytest.approx(saved_g, rel=0.03)
+    assert after.emissions_g.lo <= saved_g <= after.emissions_g.hi
