@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any
 from unittest import mock
@@ -410,12 +411,14 @@ def live_costs(wanted_s: float = 0.3, pairs: int = 9) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters())
 
     def step(batch: int) -> None:
-        model(torch.randint(1000, (batch, 256))).sum().backward()
+        model(torch.randint(1000, (batch, 64))).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    step(1)
-    batch = max(1, round(4 * wanted_s / min(seconds(lambda: step(4)) for _ in range(5))))
+    batch = 4
+    step(batch)
+    for _ in range(3):  # a larger batch takes its time by its own measure
+        batch = max(1, round(batch * wanted_s / min(seconds(partial(step, batch)) for _ in range(3))))
 
     def counted_step() -> None:
         with LiveCounter() as counter:

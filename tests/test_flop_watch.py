@@ -246,6 +246,35 @@ def test_live_accumulation():
     assert flops.take().flops.model_flops == 4 * ONE
 
 
+def test_a_live_step_counts_once_whatever_the_mode_is_at_its_begin():
+    """A trainer that sets the model to train after the step began (transformers', after evaluation) doesn't count it anew."""
+    model, flops = watched()
+    found = []
+    for training in (True, False, True):
+        model.train(training)
+        flops.begin_step(x())
+        loss_of(model.train()(x())).backward()
+        flops.end_step()
+        found.append(flops.take().flags)
+    assert found == [(Flag.COUNTED,), (), ()]
+
+
+def test_the_usual_step_and_the_others():
+    """A step like the last is answered from memory; any other, a new one or one counted by hand, is not."""
+    model, flops = watched()
+    counts = []
+    for rows in (2, 2, 2, 4, 2, 2):
+        loss_of(model(x(rows))).backward()
+        counts.append(flops.take().flops.model_flops / (2 * ONE))
+    assert counts == [1, 1, 1, 2, 1, 1]
+    with flops.counting():
+        model(x())
+    assert flops.take().flags == (Flag.COUNTED,)
+    model(x())
+    assert flops.take().flops.model_flops == ONE  # what was counted by hand holds
+    assert flops.take().flops is None
+
+
 def test_a_step_that_raises():
     """abort() drops the open step; no mode stays, and the same shape is counted next time."""
     model = Net()

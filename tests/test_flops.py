@@ -696,6 +696,104 @@ def test_tensors_made_in_forward():
     assert count_flops(Makes(), torch.randn(2, 4)).model_flops == 2 * 2 * 2 * 4 * 4
 
 
+class Asks(nn.Module):
+    """A model whose way depends on masks and lengths, as transformers' do: 2 x 4 tokens, padded."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(9, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.register_buffer("places", torch.arange(4))
+
+    def forward(self, ids, mask):
+        x = self.embed(ids)
+        if not bool((self.places == torch.arange(ids.shape[1], device=x.device)).all()):
+            x = self.body(x)  # never
+        lengths = mask.to(x.device).sum(1)
+        if not (mask == 1).all():  # padded
+            x = self.body(x)
+        x = x * mask.to(device=x.device, dtype=x.dtype).unsqueeze(-1)
+        for row, length in zip(x, lengths.tolist(), strict=True):
+            self.head(row[:length]).sum()
+        return self.head(x[mask.bool()])
+
+
+PADDED = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+def test_masks_and_lengths_have_values_on_meta():
+    """What a model asks of whole numbers and truths (inputs, buffers, what it makes of them) is answered as it is where it runs."""
+    model, ids = Asks(), torch.randint(9, (2, 4))
+    one = 2 * 4 * 4  # a product for one token
+    assert meta(model, ids, PADDED).model_flops == 3 * 8 * one + (6 + 3 * 6) * one
+    full = torch.ones(2, 4, dtype=torch.long)
+    assert meta(model, ids, full).model_flops == (8 + 3 * 8) * one
+    assert meta(model, ids, PADDED) == train_live(model, ids, PADDED)
+
+
+def meta(model, *inputs):
+    return meta_tally(model, inputs, {}, attention="full", device="cpu", autocast=None, fused=True).count()
+
+
+@pytest.mark.parametrize("way", ["written", "view", "out", "picked"])
+def test_what_meta_is_written_into_has_no_values(way):
+    """Counts that come of the model's own results (an expert's load) are unknown: asking for them fails instead of giving stale ones."""
+
+    class Routes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x):
+            chosen = self.gate(x).argmax(-1)
+            load = torch.zeros(3, dtype=torch.long, device=x.device)
+            seen = load[:]
+            if way == "out":
+                torch.add(chosen[:3], 1, out=load)
+            else:
+                load.scatter_add_(0, chosen, torch.ones_like(chosen))
+            if way == "picked":
+                return self.gate(x[: len(load)][load.bool()])
+            return self.gate(x[: int((seen if way == "view" else load).sum())])
+
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        meta(Routes(), torch.randn(5, 4))
+
+
+def test_large_masks_stay_on_meta():
+    """A mask of more elements than are kept with values is made on meta: no memory, no time."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x):
+            rows = torch.arange(1 << 20, device=x.device)
+            self.mask = rows[:, None] >= rows[None, :]
+            return self.body(x)
+
+    assert meta(Masked(), torch.randn(2, 4)).model_flops == 2 * 2 * 2 * 4 * 4
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="this torch has no grouped_mm")
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_grouped_matmul_of_any_dtype_on_meta(autocast):
+    """Experts in float32 count on meta as they do live; autocast leaves them alone."""
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(3, 16, 8))
+
+        def forward(self, x):
+            return F.grouped_mm(x, self.up, offs=torch.tensor([4, 8, 12], dtype=torch.int32, device=x.device))
+
+    count = meta_tally(
+        Experts(), (torch.randn(12, 16),), {}, attention="full", device="cpu", autocast=autocast, fused=True
+    ).count()
+    assert count.flops_by_dtype == {"mm/float32": 2 * 2 * 12 * 16 * 8}
+
+
 def test_outputs_of_any_form():
     """Dictionaries, tuples and objects are summed up; where there is a scalar loss, that alone is followed."""
 

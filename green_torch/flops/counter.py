@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
@@ -17,7 +21,6 @@ from green_torch.flops.stack import Role, reason
 from green_torch.records import FlopCount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 Attention = Literal["full", "causal"]
@@ -55,7 +58,7 @@ class Tally:
     ``locate`` names the place where the running operation belongs; it is asked at each of them, once it is set.
     """
 
-    def __init__(self, attention_flops: Attention, dtype_of: Callable[[torch.dtype], torch.dtype] | None = None) -> None:
+    def __init__(self, attention_flops: Attention, dtype_of: Callable[[str, torch.dtype], torch.dtype] | None = None) -> None:
         if attention_flops not in {"full", "causal"}:
             raise ArgumentError(f'attention={attention_flops!r} is not known; say attention="full" or attention="causal".')
         self.causal = attention_flops == "causal"
@@ -73,7 +76,7 @@ class Tally:
             self.estimated = True
         if place is None:
             place = self.locate() if self.locate else ""
-        ran_in = str(self._dtype_of(dtype) if self._dtype_of else dtype).removeprefix("torch.")
+        ran_in = str(self._dtype_of(op, dtype) if self._dtype_of else dtype).removeprefix("torch.")
         self.entries.append(Entry(place, op, kind, ran_in, why.role, cost))
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
@@ -121,7 +124,8 @@ class LiveCounter:
     Model FLOPs leave out checkpoints' replays, what fused attention computes twice, and the optimizer's products; hardware FLOPs
     hold them all; ``recompute_flops`` are the first two. ``attention="causal"`` halves attention where the call says ``is_causal``
     (hand-written masks can't be told; they count in full). Compiled functions stay compiled: what they call as operations is counted
-    and marked ``estimated``, kernels that the compiler wrote itself go unseen. On a torch without
+    and marked ``estimated``, kernels that the compiler wrote itself go unseen: compiled FlexAttention is named as uncounted wherever this
+    process has compiled it, since whether it ran inside can't be told. On a torch without
     ``TorchDispatchMode.ignore_compile_internals`` compiled functions run eagerly inside (they would do so for good otherwise).
     Nothing raised here reaches the code inside.
 
@@ -153,25 +157,41 @@ class LiveCounter:
 
     def count(self) -> FlopCount:
         """FLOPs of everything that ran inside so far."""
+        if _flex_was_compiled():
+            self._tally.uncounted.add("higher_order::flex_attention (compiled)")
         return self._tally.count()
+
+
+@lru_cache(maxsize=256)
+def _holds_flex(path: str) -> bool:
+    try:
+        return "flex_attention" in Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _flex_was_compiled() -> bool:
+    """Whether the compiler wrote code for FlexAttention in this process."""
+    cache = getattr(sys.modules.get("torch._inductor.codecache"), "PyCodeCache", None)
+    return any(_holds_flex(getattr(module, "__file__", None) or "") for module in list(getattr(cache, "modules", ())))
 
 
 _retired: list[CountingMode] = []
 
 
+Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any], Any]]
+"""Runs an operation in a way of its own, and tells the arguments that it ran on and its result."""
+
+
 class CountingMode(TorchDispatchMode):
-    """Shows every operation to a tally. ``adapt`` may change the arguments first."""
+    """Shows every operation to a tally. ``run`` may run it in a way of its own."""
 
     supports_higher_order_operators = True
 
-    def __init__(
-        self,
-        tally: Tally,
-        adapt: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
-    ) -> None:
+    def __init__(self, tally: Tally, run: Run | None = None) -> None:
         super().__init__()
         self._tally = tally
-        self._adapt = adapt
+        self._run = run
         self._active = True
         self._below: object = None
         self._fake = _fake_mode()
@@ -208,9 +228,10 @@ class CountingMode(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if self._adapt is not None:
-            args, kwargs = self._adapt(func, args, kwargs)
-        out = func(*args, **kwargs)
+        if self._run is None:
+            out = func(*args, **kwargs)
+        else:
+            args, kwargs, out = self._run(func, args, kwargs)
         self._tally.see(func, args, kwargs, out)
         return out
 

@@ -48,6 +48,11 @@ def _matmul(left: str, right: str) -> Formula:
     return formula
 
 
+def _twice(formula: Formula) -> Formula:
+    """A backward that makes both gradients of a product."""
+    return lambda a, causal: _plain(2 * formula(a, causal).model)
+
+
 def _linear(a: Arguments, _causal: bool) -> Cost:
     """``input @ weight.T`` where a backend doesn't break it up."""
     x, weight = a.get("input", a.get("self", a.get("X"))), a.get("weight", a.get("W"))
@@ -265,6 +270,8 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
     **_named("mm", _matmul("self", "other"), "vdot"),
     **_named("mm", _linear, "linear", "mkldnn_linear", "mkldnn::_linear_pointwise"),
     **_named("mm", _grouped_mm, "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"),
+    **_named("mm", _matmul("input", "weight"), "transformers::grouped_mm_fallback"),
+    **_named("mm", _twice(_matmul("input", "weight")), "transformers::grouped_mm_fallback_backward"),
     **_named("mm", _trilinear, "_trilinear"),
     **_named("mm", _euclidean_dist, "_euclidean_dist"),
     **_named(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import zip_longest
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,11 +21,11 @@ from torch.utils._pytree import tree_map_only
 from green_torch.errors import ArgumentError, CountingError
 from green_torch.flops.counter import Attention, CountingMode, Tally
 from green_torch.flops.formulas import attention as attention_cost
-from green_torch.flops.replica import converted, replicate, tensors_in, to_clone, to_meta, unwrap
+from green_torch.flops.replica import MAX_VALUES, converted, replicate, tensors_in, to_clone, to_sketch, unwrap, whole
 from green_torch.flops.stack import in_backward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from green_torch.records import FlopCount
 
@@ -74,7 +76,7 @@ def tally_of(
         tally = Tally(attention)
         if locator is not None:
             tally.locate = locator.watch(replica)
-        with _same_randomness(), torch.enable_grad(), CountingMode(tally, _Originals(model).refuse):
+        with _same_randomness(), torch.enable_grad(), CountingMode(tally, _Originals(model).run):
             _train(replica, inputs, named)
     except Exception as error:
         raise CountingError(_explain(model, error, "model(*args) first, to see it run")) from error
@@ -105,12 +107,12 @@ def meta_tally(
             stack.enter_context(context)
         if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, autocast, enabled=autocast is not None))
-        replica = replicate(model, to_meta)
+        replica = replicate(model, to_sketch)
         if locator is not None:
             tally.locate = locator.watch(replica)
-        inputs, named = converted((args, kwargs), to_meta)
+        inputs, named = converted((args, kwargs), to_sketch)
         stack.enter_context(stand_in)
-        stack.enter_context(CountingMode(tally, stand_in.adapt))
+        stack.enter_context(CountingMode(tally, stand_in.run))
         if fused or tally.causal:
             stack.enter_context(_attention_on_meta(tally, fused=fused))
         _train(replica, inputs, named)
@@ -155,11 +157,15 @@ class _Originals:
     def __init__(self, model: nn.Module) -> None:
         self._ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
-    def refuse(self, _func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Stops at the first operation on one of them, before it runs."""
-        if any(id(tensor) in self._ids for tensor in _tensors(args, kwargs)):
+    def refuse(self, tensors: list[torch.Tensor]) -> None:
+        """Stops an operation on one of them, before it runs."""
+        if any(id(tensor) in self._ids for tensor in tensors):
             raise RuntimeError("a function on it keeps to the original (a replaced forward?), so that no copy can run")
-        return args, kwargs
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Runs an operation that is not on one of them."""
+        self.refuse(_tensors(args, kwargs))
+        return args, kwargs, func(*args, **kwargs)
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -168,7 +174,7 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
 
 
 class _StandIn(TorchFunctionMode):
-    """Lets a model think that its meta tensors are on its own device, and remembers what autocast would have made of them.
+    """Lets a model run on meta tensors and on what is real among them, and remembers what autocast would have made of them.
 
     Autocast doesn't cast meta tensors, and its state can't be read from inside an operation: it is read at each call of torch.
     """
@@ -179,31 +185,97 @@ class _StandIn(TorchFunctionMode):
         self._device = device
         self._autocast: torch.dtype | None = None
         self._autocast_seen: torch.dtype | None = None
+        self._written: dict[int, torch.UntypedStorage] = {}
 
     def __torch_function__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        autocast = autocast_dtype(self._device)
         if not in_backward():
-            self._autocast = autocast_dtype(self._device)
-            self._autocast_seen = self._autocast or self._autocast_seen
-        return func(*args, **(kwargs or {}))
+            self._autocast = autocast
+            self._autocast_seen = autocast or self._autocast_seen
+        if autocast is None or self._device != "cpu":
+            return func(*args, **(kwargs or {}))
+        torch.set_autocast_enabled("cpu", False)  # else it would cast what is real, which then fits nothing
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            torch.set_autocast_enabled("cpu", True)
 
-    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def dtype(self, op: str, dtype: torch.dtype) -> torch.dtype:
         """What a product of this dtype runs in; a backward runs in what its forward ran in."""
+        if op in _NOT_CAST:
+            return dtype
         cast = self._autocast_seen if in_backward() else self._autocast
         return cast if cast is not None and dtype is torch.float32 else dtype
 
-    def adapt(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Moves to meta what the model makes on its device, and whatever meets a meta tensor."""
-        self._originals.refuse(func, args, kwargs)
-        device = kwargs.get("device")
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Runs an operation on meta if one of its tensors is there, else on the CPU, where its values are.
+
+        What the model makes on its own device goes to meta, but for whole numbers and truths: they stay real, so that what is asked
+        of masks, ids and lengths has an answer. What a meta tensor was written into is one from then on: its values are wrong.
+        """
         tensors = _tensors(args, kwargs)
-        on_meta = any(t.is_meta for t in tensors)
-        if device is not None and (on_meta or torch.device(device).type != "cpu"):
-            kwargs = {**kwargs, "device": torch.device("meta")}
-        if on_meta and not all(t.is_meta for t in tensors):
+        self._originals.refuse(tensors)
+        real = [tensor for tensor in tensors if not tensor.is_meta]
+        on_meta = len(real) < len(tensors) or self._is_stale(real) or _elements_at_most(real) > MAX_VALUES
+        if on_meta and real:
+            self._note_writes(func, args, kwargs)
+            args = self._with_places(func, args)
             args, kwargs = tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
-        return args, kwargs
+        device = kwargs.get("device")
+        elsewhere = device is not None and (on_meta or torch.device(device).type != "cpu")
+        if elsewhere:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        shapes = _SHAPES.get(func) if on_meta else None
+        out = func(*args, **kwargs) if shapes is None else shapes(*args, **kwargs)
+        if elsewhere and not on_meta and whole(out.dtype) and out.numel() <= MAX_VALUES:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+            out = func(*args, **kwargs)
+        return args, kwargs, out
+
+    def _is_stale(self, real: list[torch.Tensor]) -> bool:
+        """Whether meta tensors were written into one of them."""
+        return bool(self._written) and any(t.untyped_storage()._cdata in self._written for t in real)  # noqa: SLF001 - its identity
+
+    def _note_writes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        declared = func._schema.arguments  # noqa: SLF001 - the only place where an operation says what it writes to
+        written = [value for a, value in zip(declared, args, strict=False) if a.is_write]
+        written += [kwargs[a.name] for a in declared if a.is_write and a.name in kwargs]
+        for tensor in _tensors(tuple(written), {}):
+            storage = tensor.untyped_storage()
+            self._written[storage._cdata] = storage  # noqa: SLF001 - kept, so that no other takes its number
+
+    def _with_places(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with the places of the true ones for a mask that picks elements: their number is a shape."""
+        if func._schema.name not in {"aten::index", "aten::index_put", "aten::index_put_"}:  # noqa: SLF001 - as above
+            return args
+        places: list[torch.Tensor | None] = []
+        for index in args[1]:
+            is_mask = index is not None and index.dtype in {torch.bool, torch.uint8}
+            known = is_mask and not index.is_meta and not self._is_stale([index])
+            places += index.nonzero().unbind(1) if known else [index]
+        return (args[0], places, *args[2:])
+
+
+def _elements_at_most(tensors: list[torch.Tensor]) -> int:
+    """Of what comes of them where they are broadcast."""
+    return prod(max(sizes) for sizes in zip_longest(*(reversed(tensor.shape) for tensor in tensors), fillvalue=1))
+
+
+def _grouped_mm(x: torch.Tensor, y: torch.Tensor, offs: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
+    """What ``aten::_grouped_mm`` makes; its own version for meta refuses dtypes that its kernels take."""
+    groups = [offs.shape[0]] if offs is not None and x.dim() == y.dim() == 2 else list(x.shape[:-2]) if y.dim() == 3 else []
+    return x.new_empty((*groups, x.shape[-2], y.shape[-1]))
+
+
+_NOT_CAST = frozenset({"aten::_grouped_mm"})
+"""Products that autocast leaves alone."""
+
+_SHAPES: Mapping[Any, Callable[..., torch.Tensor]] = (
+    {torch.ops.aten._grouped_mm.default: _grouped_mm} if hasattr(torch.ops.aten, "_grouped_mm") else {}  # noqa: SLF001 - torch's name
+)
+"""Operations whose results on meta are ours."""
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""A copy of a model, or of its inputs, whose tensors are converted on the way: to ``meta`` (no memory), or to clones.
+"""A copy of a model, or of its inputs, whose tensors are converted on the way: to ``meta`` (no memory), to clones, to sketches.
 
-Nobody's hooks come along, but those with which ``torch.nn.utils`` computes weights; a compiled model's copy runs eagerly.
+Nobody's hooks come along, but those that a forward needs: with which ``torch.nn.utils`` computes weights, and with which
+transformers gathers what a model's layers put out. A compiled model's copy runs eagerly.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
     "_FabricModule": "_forward_module",
 }
+MAX_VALUES = 1 << 22
+"""How many elements a tensor on meta may have whose values are kept on the CPU."""
+_NEEDED_HOOKS = ("torch.nn.utils.", "transformers.utils.output_capturing")
 _FOREIGN = frozenset({"_trainer", "_fabric"})  # a LightningModule's way out of the model
 
 
@@ -32,6 +36,22 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     except RuntimeError:
         blank = torch.empty(tensor.size(), dtype=tensor.dtype, device="meta")
     return _alike(blank, tensor)
+
+
+def to_sketch(tensor: torch.Tensor) -> torch.Tensor:
+    """Whole numbers and truths as they are, in memory of the CPU: masks, ids, lengths; all else, and what is large, on meta."""
+    kept = whole(tensor.dtype) and tensor.numel() <= MAX_VALUES and not (tensor.is_meta or isinstance(tensor, nn.Parameter))
+    if not kept or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):  # waiting would end the capture
+        return to_meta(tensor)
+    try:
+        return tensor.detach().to("cpu", copy=True)
+    except Exception:  # a shard, fake, nested; or a device that must not be waited for by the user's wish
+        return to_meta(tensor)
+
+
+def whole(dtype: torch.dtype) -> bool:
+    """Whether it holds whole numbers or truths."""
+    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def to_clone(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,7 +100,7 @@ def _attribute(name: str, value: Any, convert: Convert, memo: dict[int, Any]) ->
     if name in _FOREIGN or name == "_compiled_call_impl":
         return None
     if "_hooks" in name and isinstance(value, dict):
-        own = {key: hook for key, hook in value.items() if type(hook).__module__.startswith("torch.nn.utils.")}
+        own = {key: hook for key, hook in value.items() if str(getattr(hook, "__module__", "")).startswith(_NEEDED_HOOKS)}
         return type(value)((key, converted(hook, convert, memo)) for key, hook in own.items())
     return converted(value, convert, memo)
 

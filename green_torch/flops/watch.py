@@ -16,7 +16,7 @@ from torch import nn
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.flops.counter import COUNTS_COMPILED, Attention, LiveCounter, sweep
 from green_torch.flops.once import autocast_dtype, device_of, hidden, meta_tally
-from green_torch.flops.replica import converted, tensors_in, to_meta, where_to_watch
+from green_torch.flops.replica import converted, tensors_in, to_sketch, where_to_watch
 from green_torch.records import Flag, FlopCount
 
 MAX_KEYS = 16
@@ -40,7 +40,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class _Sketch:
-    """A forward that is yet to be counted: its inputs on meta (``None``: too many keys, to be scaled), and how it ran."""
+    """A forward that is yet to be counted: a sketch of its inputs (``None``: too many keys, to be scaled), and how it ran."""
 
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
     backward: bool
@@ -76,6 +76,8 @@ class StepFlops:
         self._known: dict[Key, tuple[FlopCount | None, int]] = {}  # None: can't be counted
         self._sketches: dict[Key, _Sketch] = {}
         self._pending: dict[Key, int] = {}
+        self._usual: dict[Key, int] = {}  # what was pending at the last take, where that had no flags; and its work
+        self._usual_work = StepWork(None)
         self._live_flops: FlopCount | None = None
         self._flags: set[str] = set()
         self._warned: set[str] = set()
@@ -149,7 +151,7 @@ class StepFlops:
         if self._stopped or self._model is None or len(self._sketches) + len(self._known) >= MAX_KEYS:
             return _Sketch(None, backward, elements)
         with hidden():
-            inputs = converted((args, kwargs), to_meta)
+            inputs = converted((args, kwargs), to_sketch)
         return _Sketch(inputs, backward, elements, autocast_dtype(device_of(self._model)))
 
     # -- the whole step is ours ----------------------------------------------------------------------------------------------------
@@ -160,8 +162,7 @@ class StepFlops:
             self.abort()
             if self._off or self._live:
                 return
-            training = self._model.training if self._model is not None else True
-            self._step_key = ("step", *self._key(training, (batch,), {}))
+            self._step_key = ("step", *self._key(True, (batch,), {}))  # whatever the mode is now: some trainers set it later
             if self._step_key in self._known:
                 return
             self._step_elements = _elements(batch)
@@ -231,6 +232,12 @@ class StepFlops:
 
     def take(self) -> StepWork:
         """FLOPs of everything since the last call; counts what is new. Flags: counted, flops_scaled, flops_unknown."""
+        self._takes += 1
+        rechecks = self._takes % _RECHECK_TAKES == 0
+        if self._pending and self._pending == self._usual and not (self._flags or rechecks) and self._live_flops is None:
+            sweep()
+            self._pending.clear()
+            return self._usual_work
         pending, self._pending = self._pending, {}
         sketches, self._sketches = self._sketches, {}
         total, self._live_flops = self._live_flops, None
@@ -245,14 +252,17 @@ class StepFlops:
                 if flops is not None:
                     part = flops if times == 1 else flops.scaled(times)
                     total = part if total is None else total + part
-            self._recheck()
+            if rechecks:
+                self._recheck()
         except Exception as error:
             self._give_up(error)
         if self._off and total is None:
             flags.add(Flag.FLOPS_UNKNOWN)
         if Flag.FLOPS_UNKNOWN in flags:
             total = None
-        return StepWork(total, tuple(sorted(flags)))
+        self._usual = pending if self._known and total is not None and not flags else {}
+        self._usual_work = StepWork(total, tuple(sorted(flags)))
+        return self._usual_work
 
     def _flops_of(self, key: Key, sketch: _Sketch | None, flags: set[str]) -> FlopCount | None:
         known = self._known.get(key)
@@ -312,9 +322,8 @@ class StepFlops:
         return True
 
     def _recheck(self) -> None:
-        """Forgets all counts where parameters were frozen or released since, now and then."""
-        self._takes += 1
-        if self._model is None or self._takes % _RECHECK_TAKES or not self._known:
+        """Forgets all counts where parameters were frozen or released since the last time."""
+        if self._model is None or not self._known:
             return
         trained = self._trainable()
         if self._trained is not None and trained != self._trained:
