@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Ran = tuple["FlopCount | None", tuple[str, ...]]  # FLOPs that ran since the last mark, with their flags
 NOTHING_RAN: Ran = (None, ())
 _MOST_NOTES = 1024  # beyond it the training thread reads them itself: the reader is starved
+_AS_IT_IS = frozenset((int, type(None)))  # types of what is given that need no look before it is read
 
 
 class Journal:
@@ -46,12 +47,14 @@ class Journal:
     ) -> None:
         self._boundaries = boundaries
         self._mark = boundaries.mark
+        self._peak_memory = peak_memory
+        self._peak_bytes: int | None = None  # asked once for all that is read together
         self._put = put
         self._warn = warn
         self._notes: deque[tuple[Callable[..., list[Span]], int, tuple[object, ...]]] = deque()  # what to do, when, with what
-        self._builder = StepBuilder(Instant.exact(self._mark()), cadence, peak_memory)
+        self._builder = StepBuilder(Instant.exact(self._mark()), cadence, lambda: self._peak_bytes)
         self._waiting: deque[Span] = deque(self._builder.opening())  # spans whose boundaries the device has not passed
-        self._reading = threading.RLock()  # Ctrl-C may leave it held by the training thread, which must then get in again
+        self._reading = threading.RLock()  # a signal's handler that saves a checkpoint may strike within
         self._depth = 0
         self.read()
 
@@ -76,7 +79,9 @@ class Journal:
         return bool(self._waiting)
 
     def step(self, tokens: object, samples: object, step: object, ran: Ran) -> None:
-        """A step ends here. What was given is checked when it is read."""
+        """A step ends here. What was given is checked when it is read, but a tensor, which may count on in place, is read now."""
+        if not (type(tokens) in _AS_IT_IS and type(samples) in _AS_IT_IS and type(step) in _AS_IT_IS):
+            tokens, samples, step = _now(tokens), _now(samples), _now(step)
         self._notes.append((self._end_step, self._mark(), (tokens, samples, step, ran)))
         if len(self._notes) > _MOST_NOTES:
             self.read()
@@ -90,6 +95,8 @@ class Journal:
         """The innermost phase ends here."""
         self._notes.append((self._close, self._mark(), (ran,)))
         self._depth -= 1
+        if len(self._notes) > _MOST_NOTES:
+            self.read()
 
     def flush(self) -> None:
         """The steps so far make a record, and all notes are read."""
@@ -110,26 +117,35 @@ class Journal:
 
     def read(self, *, wait: bool = True) -> None:
         """Makes spans of the notes, and hands on those that the device has passed (any thread). Without ``wait``: unless another does."""
-        if not self._reading.acquire(blocking=wait):
-            return
-        try:
-            while self._notes:
-                act, at_ns, given = self._notes.popleft()
-                try:
-                    self._waiting.extend(act(Instant.exact(at_ns), *given))
-                    self._boundaries.prune(at_ns, self._needed)
-                except Exception as error:  # rule 9: one bad note must not cost the run
-                    self._warn(f"a step could not be read and is missing: {type(error).__name__}: {error}", key="journal")
-            self._hand_on()
-        finally:
-            self._reading.release()
+        if wait:
+            with self._reading:  # unlike acquire() it can't be left locked by Ctrl-C
+                self._read()
+        elif self._reading.acquire(blocking=False):
+            try:
+                self._read()
+            finally:
+                self._reading.release()
+
+    def _read(self) -> None:
+        if self._notes:
+            self._peak_bytes = None
+            with suppress(Exception):  # a driver that fails must not cost the steps
+                self._peak_bytes = self._peak_memory()
+        for _ in range(len(self._notes)):  # no more: a loop of very short steps could keep the reader here
+            act, at_ns, given = self._notes.popleft()
+            try:
+                self._waiting.extend(act(Instant.exact(at_ns), *given))
+                self._boundaries.prune(at_ns, self._needed)
+            except Exception as error:  # rule 9: one bad note must not cost the run
+                self._warn(f"a step could not be read and is missing: {type(error).__name__}: {error}", key="journal")
+        self._hand_on()
 
     @property
     def unread_since_ns(self) -> float:
         """From where on instants may become ends of spans without having been one already (the reader's thread)."""
-        begun = [span.start.at_ns for span in tuple(self._waiting)]
+        begun: list[float] = [span.start.at_ns for span in tuple(self._waiting)]
         with suppress(IndexError):  # another thread is reading
-            begun += [at_ns for _, at_ns, _ in tuple(self._notes)[:1] if at_ns]
+            begun.append(self._notes[0][1] or math.inf)
         return min(self._builder.unread_since_ns, *begun, math.inf)
 
     def _hand_on(self) -> None:
@@ -191,3 +207,12 @@ class Journal:
                 return int(whole)
         self._warn(f"step={step!r:.200} is no whole number: the next one stands in", key="bad step")
         return None
+
+
+def _now(value: object) -> object:
+    """The whole number that it is at this moment, or itself where it is none."""
+    with suppress(Exception):
+        whole = int(value)  # type: ignore[call-overload]  # the user may give anything
+        if whole == value:
+            return int(whole)
+    return value

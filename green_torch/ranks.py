@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,13 @@ _left: set[str] = set()  # sessions that this process has ended: what is left of
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What rank zero tells the others. ``session`` tells one opening of its tracker from the next."""
+    """What rank zero tells the others. ``session`` tells one opening of its tracker from the next; ``ended`` ones get no new followers."""
 
     session: str
     run_id: str
     point: IntensityPoint | None = None
     point_unix_ns: int = 0  # the time for which it was asked
+    ended: bool = False
 
 
 class Ranks:
@@ -100,7 +101,7 @@ class Ranks:
             if self._store is None and not self._connect():
                 return
             if self._rank == 0:
-                self._store.set(_LEAD, _written(self._lead(self._session)))
+                self._store.set(_LEAD, _written(replace(self._lead(self._session), ended=self._last is not None)))
                 self._gather()
             else:
                 self._listen()
@@ -191,8 +192,8 @@ class Ranks:
         if not self._store.check([_LEAD]):
             return
         lead = parsed(Lead, json.loads(self._store.get(_LEAD)))
-        if lead.session in _left:
-            return
+        if lead.session != self._session and (self._session or lead.ended or lead.session in _left):
+            return  # another run than this one, of which one of the two is not there yet, or is no more
         self._session = lead.session
         self._follow(lead)
 

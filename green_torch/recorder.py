@@ -10,6 +10,7 @@ import math
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from green_torch import footprint
@@ -30,7 +31,7 @@ from green_torch.records import (
     StepRecord,
 )
 from green_torch.totals import Totals, add_domains, domain_energy, known_sum, sum_amounts
-from green_torch.units import joules_to_kwh, ns_to_s, s_to_ns
+from green_torch.units import joules_to_kwh, s_to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 2.0  # how long a record waits for the counter's next change, and leaving the context for its records
 _LEAST_WAIT_S = 0.5  # for sinks to take the summary, whatever else took its time
+_NUDGE_S = 0.02  # between looks while records are waited for
 _LEVELS = 256  # levels remembered per domain, at least
 _PHASES_APART = len(Phase) + 1  # so far back the last span of the same phase is looked for
 _QUEUE = 4096  # spans; beyond it neighbours are merged
@@ -136,29 +138,20 @@ class Recorder:
         """Spans not yet resolved."""
         return len(self._queue)
 
-    def tick(self, unread_since_ns: float) -> None:
+    def tick(self, unread_since_ns: float = -math.inf, *, patient: bool = True) -> None:
         """Resolves what can be resolved now, and lets old readings go: levels from ``unread_since_ns`` on may yet be asked for."""
         if not self._work.acquire(blocking=False):
             return
         try:
-            self._drain()
-            if not self._queue:
+            self._drain(patient=patient)
+            if not self._queue and unread_since_ns > -math.inf:
                 self._sampler.forget(min(unread_since_ns, self._clock.now_ns() - s_to_ns(PATIENCE_S)))
         finally:
             self._work.release()
 
     def drain(self, deadline_ns: int) -> None:
         """Waits until everything enqueued is resolved, or the deadline has come."""
-        while True:
-            left_s = max(0.0, ns_to_s(deadline_ns - self._clock.now_ns()))
-            if self._work.acquire(timeout=left_s):
-                try:
-                    self._drain(deadline_ns=deadline_ns)
-                finally:
-                    self._work.release()
-            if not self._queue or not left_s:
-                return
-            self._clock.sleep(0.02)
+        self._await(self.tick, deadline_ns)
 
     def deliver(self, deadline_ns: int) -> None:
         """Waits until the sinks have taken what is resolved, or the deadline has come."""
@@ -166,14 +159,29 @@ class Recorder:
             self._clock.sleep(0.005)
 
     def conclude(self, deadline_ns: int) -> None:
-        """Resolves the rest, settled or not."""
-        if self._work.acquire(timeout=max(0.1, ns_to_s(deadline_ns - self._clock.now_ns()))):
-            try:
-                self._drain(patient=False)
-            finally:
-                self._work.release()
-        else:
+        """Resolves the rest, settled or not; waits beyond the deadline only while that goes forward."""
+        self._await(
+            partial(self.tick, patient=False), max(deadline_ns, self._clock.now_ns() + s_to_ns(_LEAST_WAIT_S)), more=True
+        )
+        if self._behind:
             self._warn("the last records could not be resolved: the grid's intensity provider has not answered")
+
+    def _await(self, tick: Callable[[], None], deadline_ns: int, *, more: bool = False) -> None:
+        """Resolves on a thread of its own, since a provider may hang, and waits for that; ``more``: half a second for each advance."""
+        left = len(self._queue)
+        halt = self._clock.every(_NUDGE_S, tick, "records, out of turn")
+        try:
+            while self._behind and self._clock.now_ns() < deadline_ns:
+                self._clock.sleep(_NUDGE_S / 4)
+                if more and len(self._queue) < left:
+                    left, deadline_ns = len(self._queue), max(deadline_ns, self._clock.now_ns() + s_to_ns(_LEAST_WAIT_S))
+        finally:
+            halt()
+
+    @property
+    def _behind(self) -> bool:
+        """Whether a span is still to be resolved, or is just being."""
+        return bool(self._queue) or self._work.locked()
 
     def finish(self, status: str, warnings: Callable[[], tuple[str, ...]], deadline_ns: int) -> RunSummary:
         """Closes the sinks with the summary; waits for them no longer than to the deadline."""
@@ -192,11 +200,11 @@ class Recorder:
         """The run as far as it is resolved."""
         return self._summary("running", warnings)
 
-    def _drain(self, *, patient: bool = True, deadline_ns: int | None = None) -> None:
+    def _drain(self, *, patient: bool) -> None:
         if self._manifest_due:
             self._manifest_due = False
             self._hand_out(self.manifest)
-        while self._queue and (deadline_ns is None or self._clock.now_ns() <= deadline_ns):
+        while self._queue:
             span = self._queue[0]
             late = not patient or self._clock.now_ns() >= span.end.hi_ns + s_to_ns(PATIENCE_S)
             if not late and not self._settled(span.end):

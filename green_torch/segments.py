@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import GreenTorchError
+from green_torch.records import RunTotals
 from green_torch.sinks.jsonl import read_last, run_files
 from green_torch.surroundings import same_job
 from green_torch.totals import known_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from green_torch.records import Manifest, RunTotals
+    from green_torch.records import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,12 @@ class Carried:
 def carried(directories: Iterable[str | Path], manifest: Manifest, *, own: Path | None) -> Carried:
     """The sums of a run's earlier segments of one rank, from their files: the last record's totals where a segment never ended.
 
-    Rank zero carries the ranks that are no more (the job was larger) as well. ``own`` is the file of the segment under way.
+    Rank zero carries the ranks that are no more (the job was larger) as well. ``own`` is the file of the segment under way. Where the
+    run has moved on more than once, a segment that is found tells what those before it used.
     """
-    energy_j: float | None = None
-    emissions_g: float | None = None
     files: set[Path] = set()
     unread: list[str] = []
-    segments = 0
+    runs: list[tuple[Manifest, RunTotals]] = []
     for directory in directories:
         files |= {
             path.resolve()
@@ -79,14 +80,29 @@ def carried(directories: Iterable[str | Path], manifest: Manifest, *, own: Path 
         except GreenTorchError as error:
             unread.append(str(error))
             continue
-        if run.manifest.run_id != manifest.run_id:
-            continue
-        totals: RunTotals | None = run.summary.totals if run.summary else run.records[-1].totals if run.records else None
-        segments += 1
-        if totals is not None:
-            energy_j = known_sum(energy_j, totals.energy_j)
-            emissions_g = known_sum(emissions_g, totals.emissions_g)
-    return Carried(energy_j, emissions_g, segments, tuple(unread))
+        if run.manifest.run_id == manifest.run_id:
+            last = run.summary or (run.records[-1] if run.records else None)
+            runs.append((run.manifest, last.totals if last else RunTotals()))
+    return Carried(
+        _most([(run, totals.energy_j, run.carried_energy_j) for run, totals in runs], manifest.rank),
+        _most([(run, totals.emissions_g, run.carried_emissions_g) for run, totals in runs], manifest.rank),
+        len(runs),
+        tuple(unread),
+    )
+
+
+def _most(runs: Sequence[tuple[Manifest, float | None, float | None]], rank: int) -> float | None:
+    """The largest sum that is known: of all that was found, or of what one carried, and of that one and those since."""
+    sums = [_known(used for _, used, _ in runs)]
+    for one, _, before in runs:
+        if one.rank == rank and before is not None:
+            since = [used for run, used, _ in runs if run.segment >= one.segment and run.started_unix_ns >= one.started_unix_ns]
+            sums.append(_known([before, *since]))
+    return max((known for known in sums if known is not None), default=None)
+
+
+def _known(values: Iterable[float | None]) -> float | None:
+    return reduce(known_sum, values, None)
 
 
 def last_of_job(log_dir: str | Path, manifest: Manifest) -> Manifest | None:

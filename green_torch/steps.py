@@ -279,9 +279,10 @@ class StepBuilder:
             spans.append(_touch(under_way.since))
         spans.append(_touch(at))
         under_way.cut(at)
-        elapsed_ns = sum(end.at_ns - start.at_ns for start, end in under_way.pieces)
-        if under_way is self._step and phase is not None and elapsed_ns > _BETWEEN_STEPS_NS:
-            under_way.flags.add(Flag.SPLIT)
+        if under_way is self._step and phase is not None and Flag.SPLIT not in under_way.flags:
+            elapsed_ns = sum(end.at_ns - start.at_ns for start, end in under_way.pieces)
+            if elapsed_ns > _BETWEEN_STEPS_NS:
+                under_way.flags.add(Flag.SPLIT)
         self._phases.append(_Open(phase, at))
         return spans
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 from green_torch.arguments import (
@@ -49,7 +51,6 @@ from green_torch.warned import Warnings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -61,11 +62,12 @@ if TYPE_CHECKING:
     from green_torch.protocols import Clock, IntensityProvider, Meter, Sink
     from green_torch.ranks import Ranks
     from green_torch.records import JobTotals, RankTotals
+    from green_torch.schedule.pausing import LoopPauses
 
 POLL_INTERVAL_S = 0.01
 _PHASES = tuple(phase for phase in Phase if phase is not Phase.TRAIN)
 
-_active: tuple[int, Tracker] | None = None  # with the process that opened it: a forked child has none
+_active: Tracker | None = None  # the one that is open in this process
 
 
 @final
@@ -92,7 +94,8 @@ class Tracker:
         flops_per_step: model FLOPs of a step, where they can't be counted.
         peak_flop_per_s: the device's dense peak, where the table has none or another is wanted.
         attention_flops: "full" counts attention in full (PaLM), "causal" halves causal attention.
-        embodied: manufacturing footprint of the devices used: an :class:`Embodied`, kgCO2e, or "device" for the GPUs' published one.
+        embodied: manufacturing footprint of the devices that this process uses (each rank tells its own): an :class:`Embodied`,
+            kgCO2e, or "device" for the GPUs' published one.
         log_every_n_steps: steps per record; "auto" thins them out as the run grows.
         baseline: a run's directory; savings are projected against its energy per token, sample or step.
         planned_steps: steps of the whole run, for projections.
@@ -143,6 +146,7 @@ class Tracker:
         self._step = -1  # the last one before the context, or in it once it is left
         self._file: Path | None = None
         self._ranks: Ranks | None = None
+        self._pauses: LoopPauses | None = None
         self._dtype: str | None = None
         self._peaks: dict[str, DevicePeak] = {}
         self._given: FlopCount | None = None
@@ -245,14 +249,14 @@ class Tracker:
         global _active  # noqa: PLW0603  (one tracker per process is the point)
         if not self._enabled:
             return self
-        if _active is not None and _active[0] == os.getpid():
+        if _active is not None:
             raise UsageError(
                 "another tracker is open in this process, and both would count the same joules: leave it first, or mark parts of "
                 "the run with tracker.phase(...)"
             )
         if self._summary is not None:
             raise UsageError("this tracker's run has ended: make a new one with green_torch.track(...)")
-        _active = os.getpid(), self
+        _active = self
         try:
             self._open()
         except BaseException:
@@ -319,6 +323,34 @@ class Tracker:
             raise ArgumentError(f"no phase {name!r}: use one of {', '.join(repr(str(phase)) for phase in _PHASES)}")
         with self._cut(Phase(name)):
             yield
+
+    def pause_if_dirty(self, *, save: Callable[[], object] | None = None, steps_left: float | None = None, **how: Any) -> float:
+        """After ``step()``, on every rank: waits while the grid is dirty, if the plan for what is left of the run says so.
+
+        Args:
+            save: saves a checkpoint before a pause.
+            steps_left: steps to come; by ``planned_steps`` where not given. Unknown means no pause.
+            how: ``max_wait=`` or ``deadline=``, and what else :class:`green_torch.schedule.pausing.Pauses` takes; ``provider=`` is
+                the run's own where not given. The first call's count.
+
+        Returns:
+            Seconds waited, in phase "paused"; with ``on_pause="exit"`` it saves and leaves.
+
+        Raises:
+            ArgumentError: at the first call, where an argument is wrong.
+            SystemExit: 75, with ``on_pause="exit"``.
+        """
+        if self._journal is None:
+            return 0.0
+        if self._pauses is None:
+            from green_torch.schedule.pausing import LoopPauses
+
+            options = {"provider": self._provider, "clock": self._clock, **how}
+            self._pauses = LoopPauses(directory=self._log_dir or Path.cwd(), save=save, warn=self._warnings, **options)
+            self._halts.append(self._pauses.close)
+        planned = self.manifest.planned_steps
+        left = planned - 1 - self.last_step if steps_left is None and planned is not None else steps_left
+        return self._pauses.after_step(left, self.phase)
 
     def suspend(self) -> AbstractContextManager[None]:
         """Stops the run's clock: what passes within (another variant's turn, a debugger) belongs to nobody."""
@@ -450,6 +482,11 @@ class Tracker:
         if not self._enabled:
             return RunSummary(self._idle, "disabled", None, None, RunTotals())
         return self._recorder.summary(self._warnings.said)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the run, its threads and its files are the parent's, so nothing is measured here."""
+        self._idle = self._recorder.manifest
+        self._enabled, self._journal = False, None
 
     def _open(self) -> None:
         clock = self._clock
@@ -657,6 +694,17 @@ class Tracker:
 
 
 track = Tracker
+
+
+def _in_forked_child() -> None:
+    global _active  # noqa: PLW0603
+    if _active is not None:
+        _active._leave_to_parent()  # noqa: SLF001 - the class is this module's
+        _active = None
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _NoWriter:

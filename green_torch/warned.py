@@ -33,5 +33,5 @@ class Warnings:
         self._said[key] = text
         try:
             warnings.warn(text, GreenTorchWarning, stacklevel=4)
-        except GreenTorchWarning:
+        except Exception:  # -W error, or a hook of the user's
             logging.getLogger("green_torch").warning(text)

@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--no-group", action="store_true")
     parser.add_argument("--grid", type=Path)  # a provider on the network, and where each rank's requests are noted
     parser.add_argument("--linger", type=int)  # this rank takes two seconds more
+    parser.add_argument("--again", action="store_true")  # a short run before, which rank 1 leaves long after rank 0
     args = parser.parse_args()
     rank = int(os.environ["RANK"])
     steps = args.steps[min(rank, len(args.steps) - 1)]
@@ -113,6 +114,9 @@ def main() -> None:
 
     if not args.late_group:
         group()
+    earlier = green_torch.track(meters=[CountedMeter("gpu0")], intensity=1.0, enabled=args.again)
+    with earlier:
+        time.sleep(0.3 + 3.5 * rank if args.again else 0)
     gpu, node = CountedMeter(f"gpu{rank}"), CountedMeter("cpu", "dram")
     began = time.monotonic()
     tracker = green_torch.track(
@@ -133,6 +137,7 @@ def main() -> None:
     line = {
         "rank": rank,
         "run_id": summary.manifest.run_id,
+        "earlier_run_id": earlier.manifest.run_id,
         "missing": summary.manifest.missing,
         "warnings": summary.warnings,
         "own_j": summary.totals.energy_j,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 
 import green_torch
+from green_torch.clock import Boundaries
 from green_torch.errors import GreenTorchWarning
-from green_torch.records import Flag, Phase
+from green_torch.records import Flag, Instant, Phase
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 
 
@@ -20,6 +22,7 @@ class Queue:
         self.free_ns = 0
         self.live = 0
         self.broken = False
+        self.mute = False
 
     def busy(self, seconds: float) -> None:
         self.free_ns = max(self.free_ns, self.clock.now_ns()) + int(seconds * 1e9)
@@ -34,6 +37,8 @@ class Queue:
         return self.clock.now_ns() >= event[0]
 
     def elapsed_ms(self, first, second) -> float:
+        if self.mute:
+            raise RuntimeError("CUDA error: device not ready")
         return (second[0] - first[0]) / 1e6
 
     def release(self, event) -> None:
@@ -120,3 +125,99 @@ def test_a_record_of_very_many_steps_is_delivered():
         assert len(sink.records) == 3
         assert queue.live < 50
     assert tiles(sink.records)
+
+
+def test_a_boundary_that_can_not_be_timed_is_in_order_all_the_same(scene):
+    """An event that is done but can't be timed, while the host is far ahead: no record goes back in time, and no joule counts twice."""
+    clock, meter, sink, tracker, queue = scene
+    with pytest.warns(GreenTorchWarning, match="taken on the host from now on"), tracker:
+        start_ns = clock.now_ns()
+        for _ in range(10):
+            queue.busy(0.1)
+            clock.advance(0.001)
+            tracker.step()
+        clock.advance(0.55)
+        tracker._boundaries.advance()
+        queue.mute = True
+        clock.advance(0.1)
+        for _ in range(3):
+            tracker.step()
+            clock.advance(0.1)
+    assert tiles(sink.records)
+    assert all(record.end_ns >= record.start_ns for record in sink.records)
+    assert sink.summary.totals.energy_j <= meter.truth_j("gpu0", start_ns, clock.now_ns()) + 1
+    assert sink.summary.totals.phase("train").n_steps == 13
+
+
+def test_a_clock_that_stands_still_tells_boundaries_apart():
+    """A coarse host clock (15 ms on some machines): marks within one tick of it, the first device mark too, keep their own instants."""
+    clock = ScriptedClock()
+    boundaries = Boundaries(clock.now_ns, lambda *_args, **_named: None, may_use_device=False)
+    on_host = boundaries.mark()
+    queue = Queue(clock)
+    boundaries.use(queue)
+    queue.busy(0.01)
+    marks = [on_host, boundaries.mark()]
+    assert boundaries.resolve(Instant.exact(on_host)) == Instant.exact(on_host)
+    clock.advance(0.02)
+    boundaries.advance()
+    for _ in range(2):
+        marks.append(boundaries.mark())
+        boundaries.advance()
+    assert len(set(marks)) == 4
+    instants = [boundaries.resolve(Instant.exact(mark)) for mark in marks]
+    assert [instant.at_ns for instant in instants] == sorted(instant.at_ns for instant in instants)
+    assert instants[1].hi_ns >= on_host + 10_000_000
+
+
+def test_an_interruption_at_the_device_loses_no_boundary():
+    """Ctrl-C at each line of the device's clock, and the loop goes on: every later record is delivered, in order, none twice."""
+    position, interrupted = 0, True
+    while interrupted:
+        position += 1
+        clock = ScriptedClock()
+        meter = ScriptedMeter(clock, {"gpu0": 300.0})
+        sink = MemorySink()
+        tracker = green_torch.track(
+            clock=clock, meters=[meter], sinks=[sink], intensity=1.0, log_every_n_steps=1, poll_interval_s=0.1
+        )
+        queue = Queue(clock)
+        tracker._boundaries.use(queue)
+        seen, where = 0, ""
+
+        def at_line(frame, event, argument, position=position):
+            nonlocal seen, where
+            if event == "line":
+                seen += 1
+                if seen == position:
+                    where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+                    raise KeyboardInterrupt
+            return at_line
+
+        def at_call(frame, event, argument):
+            return at_line if frame.f_code.co_filename.endswith("green_torch/clock/device.py") else None
+
+        with tracker:
+            start_ns = clock.now_ns()
+            for k in range(8):
+                queue.busy(0.1)
+                clock.advance(0.07 if k < 5 else 0.3)
+                previous = sys.gettrace()
+                if k == 5:
+                    sys.settrace(at_call)
+                try:
+                    tracker.step()
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    sys.settrace(previous)
+            clock.advance(1.0)
+            tracker._boundaries.advance()
+            clock.advance(0.2)
+            assert not tracker._journal.behind, where
+            end_ns = clock.now_ns()
+        interrupted = bool(where)
+        assert tiles(sink.records), where
+        assert sink.summary.totals.energy_j == pytest.approx(meter.truth_j("gpu0", start_ns, end_ns), rel=0.02), where
+        assert 7 <= sink.summary.totals.phase("train").n_steps <= 8, where
+    assert position > 20

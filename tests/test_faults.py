@@ -153,7 +153,7 @@ def assert_told(run: Outcome, gpu: int, kinds) -> None:
     assert told
     assert all(f"{flag}:gpu{gpu}" in run.summary.flags for flag in told)
     if told != {"unresolved"}:
-        assert any(f"gpu{gpu}" in text for name, text in run.summary.lines() if name in {"missing", "warning"})
+        assert any(f"gpu{gpu}" in text for name, text in run.summary.lines() if name in {"not metered", "warning"})
 
 
 @pytest.mark.parametrize("others", [0, 1])

@@ -117,6 +117,48 @@ def test_a_sink_that_hangs_harms_no_other(tmp_path):
     assert "still busy" in tracker.summary().warnings[-1]
 
 
+def test_a_provider_that_hangs_blocks_nobody():
+    """Neither flush() nor leaving the context waits for the grid's answer beyond their time; the run is closed, and says so."""
+    release = threading.Event()
+
+    class Hangs:
+        def at(self, time_unix_ns):
+            release.wait(60)
+            return IntensityPoint(50.0, "FR", "a test")
+
+    sink = MemorySink()
+    try:
+        with pytest.warns(GreenTorchWarning, match="provider has not answered"):
+            with green_torch.track(meters=[Meter()], sinks=[sink], intensity=Hangs(), log_every_n_steps=1) as tracker:
+                for _ in range(3):
+                    tracker.step()
+                    asked = time.monotonic()
+                    tracker.flush(0.1)
+                    assert time.monotonic() - asked < 1.5
+                left = time.monotonic()
+            assert time.monotonic() - left < 5
+        assert sink.summary is not None
+    finally:
+        release.set()
+
+
+def test_a_warning_that_is_made_an_error_harms_nothing(recwarn):
+    """``-W error``, or a hook of the user's that raises, also on the recorder's thread."""
+
+    def raises(*_args, **_named):
+        raise OSError("the user's hook")
+
+    clock, _, sink, tracker = scene()
+    with warnings.catch_warnings(), tracker:
+        warnings.simplefilter("always")
+        warnings.showwarning = raises
+        for _ in range(3):
+            clock.advance(0.5)
+            tracker.step(tokens=-1)
+    assert sink.summary.totals.phase("train").n_steps == 3
+    assert "tokens=-1" in sink.summary.warnings[0]
+
+
 def test_a_reading_that_makes_no_sense_is_left_out():
     """One malformed answer neither ends the meter's thread nor passes unseen."""
     clock, meter, sink, tracker = scene()
@@ -263,6 +305,44 @@ def test_a_forked_child_may_track_for_itself():
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_leaves_the_run_to_its_parent(tmp_path):
+    """Forked while another thread holds the journal: the child's steps and its way out of the context hang on nothing, and write nothing."""
+    with green_torch.track(log_dir=tmp_path, meters=[Meter()], intensity=1, log_every_n_steps=1) as tracker:
+        tracker.step()
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with tracker._journal._reading:
+                held.set()
+                release.wait(60)
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            for _ in range(2000):
+                tracker.step()
+            with tracker.phase("eval"):
+                tracker.flush()
+            code = 0 if tracker.state_dict() == {} and tracker.summary().status == "disabled" else 1
+            tracker.__exit__(None, None, None)
+            os._exit(code)
+        release.set()
+        for _ in range(500):
+            ended, code = os.waitpid(child, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.02)
+        else:
+            os.kill(child, 9)
+        assert ended
+        assert code == 0
+    assert tracker.summary().totals.phase("train").n_steps == 1
+    assert next((tmp_path / "green").glob("*.jsonl")).read_text().count('"type":"summary"') == 1
 
 
 def in_tick(frame) -> bool:

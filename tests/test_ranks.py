@@ -165,6 +165,14 @@ def test_the_group_may_come_late_and_go_early(tmp_path):
     assert not zero.line["warnings"] + one.line["warnings"]
 
 
+def test_one_run_after_another_are_two(tmp_path):
+    """Rank 0 is in its second run while rank 1 is still in the first: each run has its own id and sums on both."""
+    zero, one = two(tmp_path, "--steps", "60", "10", "--again")
+    assert (zero.code, one.code) == (0, 0)
+    assert zero.line["earlier_run_id"] == one.line["earlier_run_id"] != zero.line["run_id"] == one.line["run_id"]
+    assert zero.line["job"]["energy_j"] == pytest.approx(60 * STEP_J[0] + 10 * STEP_J[1], abs=0.5)
+
+
 def test_rank_zero_alone_asks_the_grid(tmp_path):
     """A provider on the network is asked by rank zero, once; the others take its figure, and till then the table's, flagged."""
     grid = tmp_path / "grid"

@@ -132,6 +132,21 @@ def test_a_run_goes_on_in_another_directory(tmp_path):
     assert manifest.carried_energy_j == pytest.approx(300 * (0.1 + 0.11 + 0.12 + 0.13), rel=1e-6)
 
 
+def test_a_run_that_moves_twice_carries_all(tmp_path):
+    """Each segment in a directory of its own, as Lightning's version_0, version_1, ...: what each used is carried, once."""
+    state, used = None, []
+    for version in range(4):
+        log_dir = tmp_path / f"version_{version}"
+        segment = Segment(log_dir, state)
+        state = segment.run(3 * version + 3, save_after=3 * version + 2)
+        assert segment.tracker.manifest.carried_energy_j == (pytest.approx(sum(used)) if used else None)
+        used.append(segment.tracker.summary().totals.energy_j)
+    Segment(log_dir, state).run(14, save_after=14)
+    last = read_last(run_file(log_dir, 0, 5))
+    assert last.manifest.carried_energy_j == pytest.approx(sum(used))
+    assert last.manifest.carried_emissions_g == pytest.approx(sum(used))
+
+
 def test_a_strangers_segments_are_not_carried(tmp_path):
     """Another run in the same directory is no part of this one."""
     Segment(tmp_path).run(3)

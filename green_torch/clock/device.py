@@ -63,7 +63,7 @@ class DeviceMarker:
         self._now_ns = now_ns
         self._pending: deque[_Pending] = deque()
         self._unseen: list[_Pending] = []  # marked while no event could be recorded: they wait for the next one
-        self._first_ns = now_ns()
+        self._first_ns = self._last_key = now_ns()
         self._last_at_ns = 0
         self._over = False  # the device is not asked any more
         self._resolved: dict[int, Instant] = {}
@@ -79,9 +79,7 @@ class DeviceMarker:
             return max(self._now_ns(), self._last_at_ns)
         self.advance()
         self._take_anchor()
-        host_ns = self._now_ns()
-        if self._pending and host_ns <= self._pending[-1].host_ns:
-            host_ns = self._pending[-1].host_ns + 1
+        host_ns = self._last_key = max(self._now_ns(), self._last_key + 1)  # a coarse clock may stand still
         self._pending.append(_Pending(host_ns, self._events.record(aside=False)))
         return host_ns
 
@@ -89,7 +87,7 @@ class DeviceMarker:
         """When the boundary passed, or ``None`` while the device was not seen to reach it."""
         over = self._over  # before the look-up: giving up enters what is left first
         known = self._resolved.get(key)
-        if known is None and (over or key < self._first_ns):  # marked on the host, after the device was in use or before
+        if known is None and (over or key <= self._first_ns):  # marked on the host, after the device was in use or before
             return Instant.exact(key)
         return known
 
@@ -121,31 +119,34 @@ class DeviceMarker:
         self._pending.append(_Pending(before_ns, event, (before_ns, after_ns)))
 
     def advance(self) -> None:
-        """Resolves, in order, what the device has passed."""
+        """Resolves, in order, what the device has passed. A boundary is let go last: an error or Ctrl-C on the way loses none."""
         while self._pending:
             head = next((pending for pending in self._pending if pending.event is not None), None)
             if head is None or not self._events.done(head.event):
                 return
             seen_ns = self._now_ns()
             while self._pending[0] is not head:
-                self._unseen.append(self._pending.popleft())
-            self._pending.popleft()
-            self._chain(head)
+                self._unseen.append(self._pending[0])
+                self._pending.popleft()
+            self._chain(head.event)
             if head.bracket is not None:
                 self._tie(head.bracket)
-                continue
-            instant = self._located(head.host_ns, seen_ns)
-            for pending in self._unseen:
-                self._keep(pending.host_ns, Instant(pending.host_ns, pending.host_ns, max(pending.host_ns, instant.hi_ns)))
-            self._unseen.clear()
-            self._keep(head.host_ns, instant)
+            else:
+                instant = self._located(head.host_ns, seen_ns)
+                for pending in self._unseen:
+                    self._keep(pending.host_ns, Instant(pending.host_ns, pending.host_ns, max(pending.host_ns, instant.hi_ns)))
+                self._unseen.clear()
+                self._keep(head.host_ns, instant)
+            self._pending.popleft()
 
-    def _chain(self, pending: _Pending) -> None:
-        event = pending.event
-        if self._last_event is not None and event is not None:
-            self._device_ns += self._events.elapsed_ms(self._last_event, event) * _NS_PER_MS
-            self._events.release(self._last_event)
-        self._last_event = event
+    def _chain(self, event: object) -> None:
+        last = self._last_event
+        if last is None or last is event:
+            self._last_event = event
+            return
+        device_ns = self._device_ns + self._events.elapsed_ms(last, event) * _NS_PER_MS
+        self._device_ns, self._last_event = device_ns, event
+        self._events.release(last)
 
     def _tie(self, bracket: tuple[int, int]) -> None:
         if self._anchor is not None:
@@ -171,6 +172,8 @@ class DeviceMarker:
         return Instant(min(max(at, lo), hi), lo, hi)
 
     def _keep(self, key: int, instant: Instant) -> None:
+        if key in self._resolved:
+            return
         if instant.at_ns < self._last_at_ns:  # boundaries pass in the order in which they were marked
             instant = Instant(self._last_at_ns, instant.lo_ns, max(instant.hi_ns, self._last_at_ns))
         self._last_at_ns = instant.at_ns
@@ -179,10 +182,11 @@ class DeviceMarker:
     def abandon(self) -> None:
         """Gives up on the device: boundaries that it has not passed lie between their record and now, and later ones are the host's."""
         now_ns = self._now_ns()
-        left = [pending for pending in (*self._unseen, *self._pending) if pending.bracket is None]
-        self._unseen.clear()
-        self._pending.clear()
-        for pending in left:
+        for pending in (*self._unseen, *self._pending):
+            if pending.bracket is not None:
+                continue
             at_ns = max(pending.host_ns, self._last_at_ns)
             self._keep(pending.host_ns, Instant(at_ns, pending.host_ns, max(now_ns, at_ns)))
         self._over = True
+        self._unseen.clear()
+        self._pending.clear()
