@@ -17,7 +17,7 @@ from green_torch.records import Embodied, Manifest, Phase, RunTotals
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from green_torch.protocols import Clock, IntensityProvider, Meter
     from green_torch.records import Domain
@@ -80,9 +80,15 @@ def embodied_of_cards(domains: Sequence[Domain]) -> tuple[Embodied | None, str]:
     return Embodied(
         manufacturing_kg=sum(one.manufacturing_kg for one in parts),
         source="; ".join(one.source for one in parts),
-        manufacturing_lo_kg=sum(one.manufacturing_lo_kg or 0.0 for one in parts),
-        manufacturing_hi_kg=sum(one.manufacturing_hi_kg or 0.0 for one in parts),
+        manufacturing_lo_kg=_sum(one.manufacturing_lo_kg for one in parts),
+        manufacturing_hi_kg=_sum(one.manufacturing_hi_kg for one in parts),
     ), ""
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum; ``None`` where one of them is not known."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
 
 
 def directory(path: str | os.PathLike[str] | None) -> Path | None:

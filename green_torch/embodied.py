@@ -1,7 +1,8 @@
 """What it took to make a card, in kgCO2e, sourced and with its spread (``data/embodied.csv``); never guessed.
 
 Published figures for one card lie up to five times apart, since makers, life-cycle studies and models draw other lines: each row
-carries its figure, the lowest and the highest found, and where each is from. An unknown card has none (``None``).
+carries its figure, the lowest and the highest found, and where each is from; one that rests on a model alone has no spread. An unknown
+card has no figure (``None``).
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ __all__ = ["MadeDevice", "embodied_for", "made_device", "made_devices"]
 class MadeDevice:
     """One row: a card as the driver names it, and what making it emitted (kgCO2e), with the least and most that is published.
 
-    ``server_kg`` is an accelerator's share of what stands around it in a server (hosts, memory, storage, case), with its own spread;
+    ``lo_kg`` and ``hi_kg`` are ``None`` where one source alone tells; ``spread`` says what is known of it. ``server_kg`` is an accelerator's share of what stands around it in a server (hosts, memory, storage, case), with its own spread;
     ``None`` where no figure was found.
     """
 
     name: str
     pattern: str
     kg: float
-    lo_kg: float
-    hi_kg: float
+    lo_kg: float | None
+    hi_kg: float | None
     basis: str
     source: str
     spread: str
@@ -91,9 +92,7 @@ def embodied_for(
         return None
     kg, lo_kg, hi_kg, source = made.kg, made.lo_kg, made.hi_kg, f"{made.name}, {made.basis}: {made.source} ({made.spread})"
     if server and made.server_kg is not None:
-        assert made.server_lo_kg is not None
-        assert made.server_hi_kg is not None
-        kg, lo_kg, hi_kg = kg + made.server_kg, lo_kg + made.server_lo_kg, hi_kg + made.server_hi_kg
+        kg, lo_kg, hi_kg = kg + made.server_kg, _sum(lo_kg, made.server_lo_kg), _sum(hi_kg, made.server_hi_kg)
         source += f"; and its share of the server, {made.server_kg:g} kg: {made.server_source}"
     elif server:
         source += "; its share of a server is not known and left out"
@@ -102,9 +101,13 @@ def embodied_for(
         source=f"{count} × {source}" if count > 1 else source,
         lifetime_years=lifetime_years,
         expected_utilization=expected_utilization,
-        manufacturing_lo_kg=count * lo_kg,
-        manufacturing_hi_kg=count * hi_kg,
+        manufacturing_lo_kg=None if lo_kg is None else count * lo_kg,
+        manufacturing_hi_kg=None if hi_kg is None else count * hi_kg,
     )
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
 
 
 def _made(row: dict[str, str]) -> MadeDevice:
@@ -112,8 +115,8 @@ def _made(row: dict[str, str]) -> MadeDevice:
         name=row["name"],
         pattern=row["pattern"],
         kg=float(row["kg"]),
-        lo_kg=float(row["low_kg"]),
-        hi_kg=float(row["high_kg"]),
+        lo_kg=_number(row["low_kg"]),
+        hi_kg=_number(row["high_kg"]),
         basis=row["basis"],
         source=row["source"],
         spread=row["spread"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import re
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from green_torch.cli import main, report
-from green_torch.records import Domain, IntensityPoint, Method
+from green_torch.records import Domain, Embodied, IntensityPoint, Method
+from green_torch.units import kwh
 from tests.test_ledger import FRANCE, MANIFEST, START_NS, written
 
 if TYPE_CHECKING:
@@ -90,8 +92,8 @@ def test_detail_reads_the_records(runs: Path, capsys: pytest.CaptureFixture[str]
     """With --detail each run's records and each file with what of it counts."""
     monkeypatch.setenv("COLUMNS", "160")
     text = run(capsys, runs, "--detail")
-    assert re.search(r"bf16 \(ddp\) +20 +167 mWh", text)
-    assert re.search(r"\(on\), rank 0, start 1 +killed +10 +after 6 +83.3 mWh +50.0 mWh", text)
+    assert re.search(r"bf16 +20 +167 mWh.*\nddp +\n", text)
+    assert re.search(r" +killed +10 +after 6 +83.3 mWh +50.0 mWh.*\non +\nrank 0, start 1 ", text)
 
 
 def test_runs_are_chosen_by_their_day(runs: Path) -> None:
@@ -303,3 +305,58 @@ def test_numbers_are_text_only_where_they_are_text() -> None:
 def test_the_manifest_of_the_tests_is_what_they_say() -> None:
     """The figures above rest on these."""
     assert (MANIFEST.pue, MANIFEST.pue_source) == (1.2, "user")
+
+
+# ── what an auditor asks for ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_and_facility_energy_stand_apart(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The domains' sum, and that times the PUE, which the grams follow from."""
+    text = run(capsys, runs)
+    assert re.search(r"IT +the domains together +500 mWh", text)
+    facility = report.examine([runs]).whole.totals.facility_energy_j
+    assert re.search(rf"facility +IT energy × PUE +{re.escape(kwh(facility))}", text)
+
+
+def test_the_embodied_part_carries_its_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table and for a paper; where one device's is not known, none is made up for the sum."""
+    made = Embodied(164.0, "a maker", manufacturing_lo_kg=82.0, manufacturing_hi_kg=656.0)
+    written(tmp_path / "runs", folder="a/one", run_id="one", embodied=made)
+    embodied_g = report.examine([tmp_path / "runs"]).whole.totals.embodied_g
+    assert embodied_g
+    assert report.examine([tmp_path / "runs"]).whole.embodied_span_g == pytest.approx((embodied_g / 2, embodied_g * 4))
+    assert "164 kgCO2e (82 to 656)" in run(capsys, tmp_path / "runs")
+    assert "164 kgCO2e (82 to 656)" in run(capsys, tmp_path / "runs", "--format", "paper")
+    written(tmp_path / "runs", folder="a/two", run_id="two", embodied=Embodied(100.0, "a model"))
+    assert report.examine([tmp_path / "runs"]).whole.embodied_span_g == (None, None)
+    assert "100 kgCO2e (spread not known)" in run(capsys, tmp_path / "runs")
+
+
+def test_a_cpu_is_named_and_not_its_architecture(tmp_path: Path) -> None:
+    """What a processor is called, where the system says x86_64; a GPU that could not be metered stays named."""
+    cpu = Domain("cpu", Method.ESTIMATED, "AMD EPYC 7763", "a model")
+    written(tmp_path, folder="a/cpu", run_id="cpu", device="x86_64", domains=(cpu,))
+    written(tmp_path, folder="a/gpu", run_id="gpu", device="NVIDIA T4", domains=(cpu,))
+    assert [report.hardware(one) for one in report.examine([tmp_path]).whole.runs] == ["AMD EPYC 7763", "NVIDIA T4"]
+
+
+def test_codecarbons_columns_hold_no_made_up_zero(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A device that was not metered, water and loads are empty, not 0."""
+    for row in csv.DictReader(io.StringIO(run(capsys, runs, "--format", "codecarbon"))):
+        assert float(row["gpu_energy"]) > 0
+        assert [row[key] for key in ("ram_energy", "ram_power", "water_consumed", "gpu_utilization_percent", "wue")] == [""] * 5
+
+
+def test_modelled_joules_are_not_called_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither in a model card nor in a paper."""
+    written(tmp_path / "runs")
+    for form in ("paper", "model-card"):
+        assert "measured with" not in run(capsys, tmp_path / "runs", "--format", form)
+
+
+def test_a_report_leaves_the_garbage_collector_as_it_was(runs: Path) -> None:
+    """On where it was on, off where it was off."""
+    for was_on in (False, True):
+        (gc.enable if was_on else gc.disable)()
+        report.examine([runs])
+        assert gc.isenabled() is was_on

@@ -62,7 +62,7 @@ for run in range(runs):
         for _ in range(rivals):
             pid = os.fork()
             if not pid:
-                train(Telling(JsonlSink(run_file(top / f"run-{run}", rank, 1), flush_interval_s=0.01), writer), 1_000_000)
+                train(Telling(JsonlSink(run_file(top / f"run-{run}", rank, 1)), writer), 1_000_000)
                 os._exit(1)
             left[pid] = random.randrange(1, 80)
     os.close(writer)
@@ -144,7 +144,7 @@ if sys.argv[2] == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    summary = train(JsonlSink(path, flush_interval_s=0.0), 100)
+    summary = train(JsonlSink(path), 100)
 print(summary.status, summary.n_steps, summary.totals.energy_j > 0)
 print([str(one.message) for one in said])
 """

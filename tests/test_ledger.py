@@ -555,3 +555,24 @@ def test_a_summary_is_enough(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"x" * 10**6 + b"\n" + lines[-1])
     assert read(tmp_path).runs[0].totals.energy_j == pytest.approx(300.0)
+
+
+def test_a_run_says_what_its_sums_lack(tmp_path):
+    """No joules at all, joules without a grid figure, records that a device is missing from, and figures that stand in."""
+    flags = {"meter_failed:gpu1": 3, "intensity_fallback": 7, "late:gpu0": 1}
+    path = written(tmp_path, folder="a/flags", run_id="flags")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {"flags": flags})]) + "\n")
+    for name, gone in (("dark", {"energy_j", "operational_g"}), ("gridless", {"operational_g"})):
+        path = written(tmp_path, folder=f"a/{name}", run_id=name)
+        lines = path.read_text().splitlines()
+        last = json.loads(lines[-1])
+        last["totals"] |= dict.fromkeys(gone)
+        path.write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    notes = {run.run_id: " ".join(run.notes) for run in read(tmp_path).runs}
+    assert notes["flags"] == (
+        "gpu1 could not be read in 3 records: its joules are missing there "
+        "in 7 records another grid figure stands in for the provider's"
+    )
+    assert notes["dark"] == "nothing measured its energy: no joule of it is in any sum"
+    assert "the grid's intensity was not known" in notes["gridless"]

@@ -13,15 +13,6 @@ from green_torch.sinks.jsonl import JsonlSink, next_segment, read_jsonl, read_la
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
 
 
-class Ticks:
-    """A clock that stands where it is put."""
-
-    now = 0
-
-    def __call__(self):
-        return self.now
-
-
 def child(code, *arguments, **options):
     """A Python process that runs the code, with a sink's imports at hand."""
     imports = "import sys\nfrom green_torch.sinks.jsonl import *\nfrom tests.test_sinks_codec import MANIFEST, make_record, make_summary\n"
@@ -63,39 +54,12 @@ def test_the_last_manifest_counts(tmp_path):
     assert read_jsonl(written(tmp_path, MANIFEST, make_record(), newer)).manifest == newer
 
 
-def test_records_reach_the_disk_when_the_interval_has_passed(tmp_path):
-    """A manifest and a summary at once; records once a second has passed since the last flush."""
-    ticks = Ticks()
-    sink = JsonlSink(run_file(tmp_path, 0, 1), now_ns=ticks)
-
-    def lines():
-        return len(sink.path.read_bytes().splitlines())
-
-    sink.write(MANIFEST)
-    assert lines() == 1
-    ticks.now += 999_999_999
-    sink.write(make_record(1))
-    assert lines() == 1
-    ticks.now += 1
-    sink.write(make_record(2))
-    assert lines() == 3
-    sink.write(make_record(3))
-    assert lines() == 3
-    sink.write(make_summary(make_record(3)))
-    assert lines() == 5
-    sink.write(make_record(4))
-    sink.close()
-    assert lines() == 6
-
-
-def test_what_waits_in_memory_is_bounded(tmp_path):
-    """Where the clock stands still, lines go out before they fill the memory."""
-    sink = JsonlSink(run_file(tmp_path, 0, 1), now_ns=Ticks())
-    sink.write(MANIFEST)
-    start = sink.path.stat().st_size
-    for step in range(1, 400):
-        sink.write(make_record(step))
-    assert sink.path.stat().st_size - start >= 256 * 1024
+def test_every_line_is_in_the_file_at_once(tmp_path):
+    """A record may be the last for hours (a long evaluation, a slow step): it waits for no other."""
+    sink = JsonlSink(run_file(tmp_path, 0, 1))
+    for number, item in enumerate((MANIFEST, make_record(1), make_record(2), make_summary(make_record(2))), start=1):
+        sink.write(item)
+        assert len(sink.path.read_bytes().splitlines()) == number
     sink.close()
 
 
@@ -155,7 +119,7 @@ for number in range(20):
 def test_a_killed_writer_leaves_every_flushed_record(tmp_path):
     """After SIGKILL in the midst of writing, all that was flushed reads back in order."""
     code = """
-sink = JsonlSink(run_file(sys.argv[1], 0, 1), flush_interval_s=0.0)
+sink = JsonlSink(run_file(sys.argv[1], 0, 1))
 sink.write(MANIFEST)
 for step in range(1, 1_000_000):
     sink.write(make_record(step))
@@ -178,7 +142,7 @@ def test_a_full_disk_raises_and_harms_no_earlier_line(tmp_path):
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = run_file(sys.argv[1], 0, 1)
-sink = JsonlSink(path, flush_interval_s=0.0)
+sink = JsonlSink(path)
 sink.write(MANIFEST)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 step = 0
@@ -194,7 +158,7 @@ except OSError:
     pass
 else:
     raise SystemExit("close() hid the full disk")
-sink = JsonlSink(run_file(sys.argv[1], 0, 2), flush_interval_s=0.0)
+sink = JsonlSink(run_file(sys.argv[1], 0, 2))
 sink.write(MANIFEST)
 try:
     for step in range(1, 100):

@@ -131,7 +131,8 @@ def examine(asked: Asked) -> Estimate:
         assumed.append(
             "the other MFU draws the same power: it would rise as a rule, so the energy saved is the most that it can be"
         )
-    single = [name for name, one in (("power", power_w), ("grid", intensity), ("PUE", pue)) if one.is_exact]
+    made = [("making the cards", manufacturing_g(embodied))] if embodied else []
+    single = [name for name, one in (("power", power_w), ("grid", intensity), ("PUE", pue), *made) if one.is_exact]
     if single:
         missing.append(
             f"how far {', '.join(single)} may be off: single figures; ranges may be typed, as in --utilization 0.5-0.7"
@@ -278,7 +279,7 @@ def _embodied(asked: Asked, device: str, count: int, assumed: list[str], missing
     if asked.in_use is None:
         assumed.append("cards are in use all their life, for want of --in-use: the least that the run can be charged")
     if not asked.server and asked.embodied_kg is None:
-        missing.append("making the servers around the accelerators: --server adds a share")
+        missing.append("making the servers around the accelerators: --server adds a share, where one is known")
     return found
 
 

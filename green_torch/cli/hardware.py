@@ -39,7 +39,8 @@ _FLOP_PER_TFLOP = 1e12
 _HALF_NOTE = "half: bfloat16, or float16 on a card without it. TDP is a limit, not what a run draws: what yours draws is in green-torch report."
 _MADE_NOTE = (
     "made: kgCO2e of making the accelerator alone, in brackets the least and most that is published or modelled; ~ where "
-    "nothing but a model is known, which stands 2 to 5 times above makers' figures and studies; – is unknown."
+    "nothing but a model is known: it has no spread, and stands 1.8 to 5 times above makers' and studies' figures for the A100, "
+    "H100 and B200; – is unknown."
 )
 
 
@@ -273,8 +274,8 @@ def refresh(
 
     point, factor, pue_source = _grid(run, region, intensity, pue, assumed)
     embodied = _embodied(new, embodied_kg, server=server, lifetime=years, in_use=used)
-    if not server and embodied_kg is None:
-        missing.append("making the server around the new card: --server adds a share")
+    if embodied_kg is None:
+        missing += _not_in_making(embodied, server=server)
     missing.append("what cards draw while idle; making the old card, which is spent either way")
     power_new = share * tdp_w(new) + host
     result = payback(
@@ -396,6 +397,14 @@ def _embodied(new: KnownDevice, kg: float | None, *, server: bool, lifetime: flo
     if found is None:
         raise ArgumentError(f"what making a {new.name} emitted is not published: give your own figure, --embodied-kg 150")
     return found
+
+
+def _not_in_making(embodied: Embodied, *, server: bool) -> Iterator[str]:
+    """What the table's figure of making a card lacks."""
+    if not server:
+        yield "making the server around the new card: --server adds a share, where one is known"
+    if embodied.manufacturing_lo_kg is None:
+        yield "how far the figure of making the new card may be off: nothing but a model is known (see From)"
 
 
 def show_refresh(one: Refresh, console: Console) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from green_torch.cli.report_exports import utc
 from green_torch.ledger import group
 from green_torch.records import Method
-from green_torch.units import G_PER_KG, joules_to_kwh
+from green_torch.units import G_PER_KG, joules_to_kwh, kwh_to_joules
 
 if TYPE_CHECKING:
     from green_torch.cli.report import Report
@@ -32,7 +32,10 @@ def _row(run: Run) -> dict[str, Any]:
     emissions_g = group("", [run]).operational_g
     kg = None if emissions_g is None else emissions_g / G_PER_KG
     energy = {kind: _kwh(run, prefix) for kind, prefix in (("cpu", "cpu"), ("gpu", "gpu"), ("ram", "dram"))}
-    power = {f"{kind}_power": value * 3.6e6 / duration_s if duration_s else 0.0 for kind, value in energy.items()}
+    power = {
+        f"{kind}_power": None if value is None or not duration_s else kwh_to_joules(value) / duration_s
+        for kind, value in energy.items()
+    }
     facility_j = run.totals.facility_energy_j
     provider, _, cloud_region = (grid.region if grid else "").partition(":")
     country = _country(grid.region if grid and not cloud_region else "")
@@ -49,7 +52,7 @@ def _row(run: Run) -> dict[str, Any]:
         **power,
         **{f"{kind}_energy": value for kind, value in energy.items()},
         "energy_consumed": None if facility_j is None else joules_to_kwh(facility_j),
-        "water_consumed": 0.0,
+        "water_consumed": None,
         "country_name": country[0],
         "country_iso_code": country[1],
         "region": country[2],
@@ -68,13 +71,15 @@ def _row(run: Run) -> dict[str, Any]:
         "tracking_mode": "process" if all(one.method is not Method.COUNTER for one in manifest.domains) else "machine",
         "on_cloud": "Y" if cloud_region else "N",
         "pue": manifest.pue,
+        "wue": None,
+        **dict.fromkeys(("cpu_utilization_percent", "gpu_utilization_percent", "ram_utilization_percent", "ram_used_gb"), None),
     }
 
 
-def _kwh(run: Run, prefix: str) -> float:
-    """Facility energy of one kind of device."""
-    joules = sum(domain.energy_j for domain in run.totals.domains if domain.name.startswith(prefix))
-    return joules_to_kwh(joules * run.manifest.pue)
+def _kwh(run: Run, prefix: str) -> float | None:
+    """Facility energy of one kind of device; ``None`` where none was metered."""
+    joules = [domain.energy_j for domain in run.totals.domains if domain.name.startswith(prefix)]
+    return joules_to_kwh(sum(joules) * run.manifest.pue) if joules else None
 
 
 def _country(region: str) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import green_torch
 from green_torch import ledger
-from green_torch.cli.report import Report, energy_text, hardware, printable
+from green_torch.cli.report import Report, energy_text, hardware, made_text, printable
 from green_torch.errors import LedgerError
 from green_torch.records import Method, Phase
 from green_torch.sinks.codec import plain
@@ -58,7 +58,10 @@ def run_row(run: Run) -> dict[str, Any]:
     one, totals, grid = ledger.group(run.name, [run]), run.totals, run.manifest.intensity
     train = run.useful.phase(Phase.TRAIN)
     by_method = {
-        f"{method}_energy_j": sum(domain.energy_j for domain in totals.domains if domain.method is method) for method in Method
+        f"{method}_energy_j": None
+        if totals.energy_j is None
+        else sum(domain.energy_j for domain in totals.domains if domain.method is method)
+        for method in Method
     }
     embodied = run.manifest.embodied
     return {
@@ -201,7 +204,7 @@ def model_card(report: Report, training_type: str | None = None) -> str:
     grids = _distinct(whole, "region")
     pue = _listed(f"{one.pue:g}" for one in _manifests(whole))
     parts = [
-        f"measured with green_torch {green_torch.__version__} ({_methods(whole)})",
+        f"recorded with green_torch {green_torch.__version__} (energy of {_methods(whole)})",
         f"operational {grams(whole.operational_g)}, location-based, PUE {pue}, {_grid_text(whole)}",
         f"embodied {grams(whole.totals.embodied_g)}"
         if whole.totals.embodied_g is not None
@@ -232,7 +235,7 @@ def paper(report: Report) -> str:
     n_runs = len(whole.runs)
     lost = report.failed.n_lost
     where = _listed(hardware(run) for run in whole.runs) or "hardware that the runs do not name"
-    how = f"measured with green_torch {green_torch.__version__}: {_methods(whole)}"
+    how = f"recorded with green_torch {green_torch.__version__}: {_methods(whole)}"
     sentences = [f"{n_runs} training run{'s' if n_runs > 1 else ''} on {where} drew {energy_text(totals)} of IT energy, {how}."]
     gains = sorted({domain.gain_error for one in _manifests(whole) for domain in one.domains if domain.gain_error})
     if totals.energy_lo_j is not None:
@@ -252,7 +255,7 @@ def paper(report: Report) -> str:
         f"{grams(whole.operational_g)}."
     )
     embodied = _listed(
-        f"{one.embodied.manufacturing_kg:g} kgCO2e of manufacturing over {one.embodied.lifetime_years:g} years at "
+        f"{made_text(one.embodied)} of manufacturing over {one.embodied.lifetime_years:g} years at "
         f"{one.embodied.expected_utilization:.0%} use ({one.embodied.source})"
         for one in _manifests(whole)
         if one.embodied

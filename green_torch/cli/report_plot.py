@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from green_torch import ledger
 from green_torch.cli.report import printable
 from green_torch.errors import ArgumentError
-from green_torch.units import G_PER_KG, joules_to_kwh, ns_to_s
+from green_torch.units import S_PER_HOUR, ns_to_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS = 12
 _NAME_CHARS = 28
+_TICKS = 4
 # Okabe and Ito's colours, told apart by colour-blind people too.
 _GREEN, _ORANGE, _BLUE, _PURPLE, _RED = "#009E73", "#E69F00", "#0072B2", "#CC79A7", "#D55E00"
 
@@ -69,25 +70,26 @@ def _name(text: str, chars: int = _NAME_CHARS) -> str:
 
 def _energy(axes: Any, groups: Sequence[Group], by: str) -> None:
     parts = (
-        ("useful, or still running", _GREEN, [_kwh(one.totals.energy_j) - _kwh(one.wasted.energy_j) for one in groups]),
-        ("failed or killed", _RED, [_kwh(one.lost.energy_j) for one in groups]),
-        ("done again, set up again", _ORANGE, [_kwh(one.redone.energy_j) + _kwh(one.restart.energy_j) for one in groups]),
+        ("useful, or still running", _GREEN, [_wh(one.totals.energy_j) - _wh(one.wasted.energy_j) for one in groups]),
+        ("failed or killed", _RED, [_wh(one.lost.energy_j) for one in groups]),
+        ("done again, set up again", _ORANGE, [_wh(one.redone.energy_j) + _wh(one.restart.energy_j) for one in groups]),
     )
     _stacked(axes, parts)
     _names(axes, groups)
-    axes.set(title=f"IT energy by {by}", xlabel="kWh")
+    axes.set(title=f"IT energy by {by}")
+    _units(axes.xaxis, "Wh")
 
 
 def _emissions(axes: Any, groups: Sequence[Group], by: str) -> None:
     bases = sorted({basis for one in groups for basis in one.operational_by_basis_g})
     parts = [
-        (f"operational ({basis})", colour, [one.operational_by_basis_g.get(basis, 0.0) / G_PER_KG for one in groups])
+        (f"operational ({basis})", colour, [one.operational_by_basis_g.get(basis, 0.0) for one in groups])
         for basis, colour in zip(bases, (_BLUE, _PURPLE, _ORANGE, _RED, _GREEN) * len(bases), strict=False)
     ]
     if len(bases) <= 1:
-        parts.append(("embodied", "0.6", [(one.totals.embodied_g or 0.0) / G_PER_KG for one in groups]))
+        parts.append(("embodied", "0.6", [one.totals.embodied_g or 0.0 for one in groups]))
         _stacked(axes, parts)
-        axes.set(title=f"Emissions by {by}, location-based", xlabel="kgCO2e")
+        axes.set(title=f"Emissions by {by}, location-based")
     else:  # side by side: figures of different bases are not added up
         height = 0.8 / len(parts)
         for index, (label, colour, values) in enumerate(parts):
@@ -98,8 +100,9 @@ def _emissions(axes: Any, groups: Sequence[Group], by: str) -> None:
                 label=label,
                 color=colour,
             )
-        axes.set(title=f"Operational emissions by {by}: different bases, not added up", xlabel="kgCO2e")
+        axes.set(title=f"Operational emissions by {by}: different bases, not added up")
         _legend(axes)
+    _units(axes.xaxis, "gCO2e")
     _names(axes, groups)
 
 
@@ -114,6 +117,14 @@ def _stacked(axes: Any, parts: Sequence[tuple[str, str, list[float]]]) -> None:
         _legend(axes)
 
 
+def _units(axis: Any, unit: str) -> None:
+    """A few ticks of any size with their unit: "350 mWh", "1.2 MWh"."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(_TICKS))
+    axis.set_major_formatter(EngFormatter(unit))
+
+
 def _legend(axes: Any) -> None:
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
 
@@ -123,11 +134,12 @@ def _months(axes: Any, report: Report) -> None:
     kinds = sorted({kind for one in months for kind in one.energy_by_kind_j})
     bottom = [0.0] * len(months)
     for (kind, method), colour in zip(kinds, (_BLUE, _PURPLE, _ORANGE, _GREEN, _RED) * len(kinds), strict=False):
-        values = [_kwh(one.energy_by_kind_j.get((kind, method))) for one in months]
+        values = [_wh(one.energy_by_kind_j.get((kind, method))) for one in months]
         axes.bar(range(len(months)), values, bottom=bottom, label=f"{kind}, {method}", color=colour, width=0.6)
         bottom = [a + b for a, b in zip(bottom, values, strict=True)]
     axes.set_xticks(range(len(months)), [one.name for one in months], rotation=45 if len(months) > 6 else 0)
-    axes.set(title="IT energy by month of the run's start (UTC)", ylabel="kWh")
+    axes.set(title="IT energy by month of the run's start (UTC)")
+    _units(axes.yaxis, "Wh")
     if kinds:
         _legend(axes)
 
@@ -154,5 +166,5 @@ def _mfu(axes: Any, report: Report) -> None:
         axes.text(0.5, 0.5, "no run knows its FLOPs and its peak", ha="center", transform=axes.transAxes)
 
 
-def _kwh(energy_j: float | None) -> float:
-    return joules_to_kwh(energy_j or 0.0)
+def _wh(energy_j: float | None) -> float:
+    return (energy_j or 0.0) / S_PER_HOUR

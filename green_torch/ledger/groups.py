@@ -120,6 +120,21 @@ class Group:
         return known_sum((self.operational_g, self.totals.embodied_g)) if self.one_basis else None
 
     @property
+    def embodied_span_g(self) -> tuple[float | None, float | None]:
+        """The least and the most that the embodied gCO2e may be; ``None`` where the spread of a device's making is not known."""
+        ends = [0.0, 0.0]
+        for run in self.runs:
+            for segment in run.segments:
+                made, share_g = segment.manifest.embodied, segment.totals.embodied_g
+                if made is None or not share_g:
+                    continue
+                if made.manufacturing_lo_kg is None or made.manufacturing_hi_kg is None:
+                    return None, None
+                ends[0] += share_g * made.manufacturing_lo_kg / made.manufacturing_kg
+                ends[1] += share_g * made.manufacturing_hi_kg / made.manufacturing_kg
+        return ends[0], ends[1]
+
+    @property
     def wasted_share(self) -> float | None:
         """Wasted joules of all, 0-1."""
         if not self.totals.energy_j:
@@ -141,9 +156,10 @@ class Group:
         return tuple(unit for unit in (*_UNITS, "run") if self.sci_g(unit) is not None)
 
 
-def _count(run: Run, unit: str) -> int | None:
+def _counts(run: Run) -> tuple[int | None, ...]:
+    """Useful tokens, samples and steps of training."""
     train = run.useful.phase(Phase.TRAIN)
-    return {"token": train.tokens, "sample": train.samples, "step": run.n_steps}[unit]
+    return train.tokens, train.samples, run.n_steps
 
 
 def grouped(ledger: Ledger, by: str) -> tuple[Group, ...]:
@@ -175,21 +191,23 @@ def group(name: str, runs: Sequence[Run]) -> Group:
                 known = basis(segment.manifest.intensity)
                 by_basis[known] = by_basis.get(known, 0.0) + segment.totals.operational_g
     units: dict[str, int] = {}
-    for unit in _UNITS:
-        counts = [_count(run, unit) for run in others]
+    for unit, counts in zip(_UNITS, zip(*map(_counts, others), strict=True), strict=False):
         told = [one for one in counts if one is not None]
         if len(told) == len(counts):
             units[unit] = sum(told)
+    causes = (
+        total(run.totals for run in lost),
+        total(run.redone for run in others),
+        total(run.restart for run in others),
+    )
     peaks = sorted({f"{peak.device}, {peak.dtype}" for run in runs for peak in run.manifest.peaks})
     return Group(
         name,
         tuple(runs),
         total(run.totals for run in runs),
         total(run.useful for run in runs),
-        total(run.wasted for run in runs),
-        total(run.totals for run in lost),
-        total(run.redone for run in others),
-        total(run.restart for run in others),
+        total(causes),
+        *causes,
         dict(sorted(by_kind.items())),
         dict(sorted(by_basis.items())),
         units,

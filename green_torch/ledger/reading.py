@@ -76,33 +76,37 @@ def read(
 
 def _files(top: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, os.stat_result, str]]:
     """Every file of a rank below a directory, and its project. Links to directories are not followed."""
-
-    def unreadable(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename or top), f"can't be listed: {error.strerror}"))
-
-    root = str(top.resolve() if top.name in {"", ".", ".."} else top)
-    for folder, folders, names in os.walk(root, onerror=unreadable):
-        folders.sort()
-        if not folder.endswith(_FOLDER) or os.path.basename(folder) != _FOLDER:  # noqa: PTH119 - paths as text: a tree may be large
+    folders = [str(top.resolve() if top.name in {"", ".", ".."} else top)]
+    root = len(folders[0])
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append(Skipped(Path(folder), f"can't be listed: {error.strerror}"))
             continue
-        project, *deeper = folder[len(root) :].strip(os.sep).split(os.sep)  # noqa: PTH206
+        folders += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+        if os.path.basename(folder) != _FOLDER:  # noqa: PTH119 - paths as text: a tree may be large
+            continue
+        project, *deeper = folder[root:].strip(os.sep).split(os.sep)  # noqa: PTH206
         if len(deeper) < 2:  # the run lies in the directory itself, or is it
             project = top.resolve().name
-        for name in sorted(names):
-            if not name.endswith(".jsonl"):
+        for entry in entries:
+            if not entry.name.endswith(".jsonl") or entry.is_dir(follow_symlinks=False):
                 continue
-            path = Path(folder, name)
+            path = Path(entry.path)
             try:
-                found = path.stat()
+                status = entry.stat()
             except OSError as error:
                 skipped.append(Skipped(path, f"can't be read: {error.strerror}"))
                 continue
-            if not FILE_NAME.fullmatch(name):
+            if not FILE_NAME.fullmatch(entry.name):
                 skipped.append(Skipped(path, "not named as a run's file: rank-00000.segment-0001.jsonl"))
-            elif not stat.S_ISREG(found.st_mode):
+            elif not stat.S_ISREG(status.st_mode):
                 skipped.append(Skipped(path, "no regular file"))
             else:
-                yield path, found, project
+                yield path, status, project
 
 
 def _segment(path: Path, project: str, quiet_s: float, patience_s: float) -> Segment:
@@ -131,6 +135,7 @@ def _segment(path: Path, project: str, quiet_s: float, patience_s: float) -> Seg
         hfu,
         capacity_flops,
         file.torn,
+        summary.flags if summary else {},
     )
 
 

@@ -7,13 +7,15 @@ went on from a checkpoint. A run that failed or was killed, and was not taken up
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from green_torch.ledger.sums import combined, known_sum, without_phase
-from green_torch.records import Manifest, Phase, RunTotals
+from green_torch.records import Flag, Manifest, Phase, RunTotals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -44,7 +46,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file: one rank of one start of the process.
+    """One file: one rank of one start of the process. ``flags``: records that carry each one, where a summary tells.
 
     ``useful`` is the part of ``totals`` that no later segment did again; ``redone`` says after which step one did. ``capacity_flops`` is
     peak FLOP/s times the seconds of the train steps, the weight of ``mfu`` and ``hfu`` in a mean; ``None`` where the peak is unknown.
@@ -63,7 +65,7 @@ class Segment:
     hfu: float | None
     capacity_flops: float | None
     torn: bool
-    summary_flags: tuple[tuple[str, int], ...] = ()
+    flags: Mapping[str, int]
 
     @property
     def redone(self) -> RunTotals:
@@ -248,10 +250,27 @@ def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]
     newest = job[-1].manifest
     absent = newest.world_size - len({one.manifest.rank for one in job})
     if absent > 0:
-        yield f"{absent} of {newest.world_size} ranks left no file: their joules are missing"
+        yield f"{absent} of {newest.world_size} ranks left no file of this run: their joules are missing from it"
+    yield from _unknown(segments)
     more_starts = len(segments) > len({one.manifest.rank for one in segments})
     if more_starts and any(_began_after_another(one, segments) for one in segments if one.manifest.previous_segment is None):
         yield "a start of this run tells no checkpoint that it went on from: what was done twice before it is not known"
+
+
+def _unknown(segments: Sequence[Segment]) -> Iterable[str]:
+    """What the sums lack, or rest on for want of better."""
+    if all(one.totals.energy_j is None for one in segments):
+        yield "nothing measured its energy: no joule of it is in any sum"
+    if any(one.totals.operational_g is None and one.totals.energy_j is not None for one in segments):
+        yield "the grid's intensity was not known: operational emissions of it are missing from every sum"
+    flags: Counter[str] = Counter()
+    for one in segments:
+        flags.update(one.flags)
+    for flag, number in sorted(flags.items()):
+        if flag.startswith(f"{Flag.METER_FAILED}:"):
+            yield f"{flag.partition(':')[2]} could not be read in {number:,} records: its joules are missing there"
+    if flags[Flag.INTENSITY_FALLBACK]:
+        yield f"in {flags[Flag.INTENSITY_FALLBACK]:,} records another grid figure stands in for the provider's"
 
 
 def _followed(own: Segment, all_: Sequence[Segment]) -> bool:

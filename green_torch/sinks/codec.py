@@ -7,13 +7,13 @@ becomes ``null`` (JSON has no NaN). On reading, unknown keys are ignored, since 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from math import isfinite, nan
 from numbers import Integral, Real
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -116,14 +116,15 @@ def _decoder(hint: Any) -> _Decoder:
         return lambda value: None if value is None else inner(value)
     if origin is tuple:
         element = _decoder(arguments[0])
-        return lambda value: tuple(element(one) for one in _checked(value, list, "a list"))
+        return lambda value: tuple(map(element, _checked(value, list, "a list")))
     if origin is Mapping:
         element = _decoder(arguments[1])
         return lambda value: {key: element(one) for key, one in _checked(value, dict, "an object").items()}
     if is_dataclass(hint):
         return _object_decoder(cast("type", hint))
     if issubclass(hint, Enum):
-        return lambda value: _member(hint, value)
+        members = {member.value: member for member in hint}  # twice as fast as hint(value)
+        return lambda value: (members.get(value) if type(value) is str else None) or _member(hint, value)
     scalars: Mapping[type, _Decoder] = {
         float: _number,
         int: lambda value: _checked(value, int, "a whole number"),
@@ -133,10 +134,21 @@ def _decoder(hint: Any) -> _Decoder:
     return scalars[hint]
 
 
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """How one field is read: ``ready`` types are taken as they are, others decoded; whether it may be ``None``, or be missing."""
+
+    name: str
+    ready: frozenset[type]
+    decode: _Decoder
+    optional: bool
+    defaulted: bool
+
+
 def _object_decoder(cls: type) -> _Decoder:
     hints = get_type_hints(cls)
     plan = [
-        (
+        _Slot(
             field.name,
             _ready(hints[field.name]),
             _decoder(hints[field.name]),
@@ -145,29 +157,41 @@ def _object_decoder(cls: type) -> _Decoder:
         )
         for field in fields(cls)
     ]
+    in_order = itemgetter(*(slot.name for slot in plan))
+    work: dict[tuple[type, ...], list[tuple[int, _Decoder]]] = {}  # types of the values -> those to decode
 
     def decode(data: Any) -> Any:
-        _checked(data, dict, "an object")
-        if cls is Manifest:
+        if cls is Manifest and type(data) is dict:
             _check_version(data.get("schema_version"))
-        values: dict[str, Any] = {}
-        for name, ready, decoder, optional, defaulted in plan:
-            if name in data:
-                value = data[name]
-                if type(value) in ready:
-                    values[name] = value
-                    continue
-                try:
-                    values[name] = decoder(value)
-                except LedgerError as error:
-                    raise LedgerError(f"{name}: {error}") from None
-            elif not defaulted:
-                if not optional:
-                    raise LedgerError(f"{name}: missing from a {cls.__name__}")
-                values[name] = None
-        return cls(**values)
+        try:  # as this version writes it
+            values = list(in_order(data))
+            kinds = tuple(map(type, values))
+            if kinds not in work:
+                work[kinds] = [(at, slot.decode) for at, slot in enumerate(plan) if kinds[at] not in slot.ready]
+            for at, decoder in work[kinds]:
+                values[at] = decoder(values[at])
+            return cls(*values)
+        except (KeyError, TypeError, LedgerError):
+            return cls(**_patiently(cls, plan, data))
 
     return decode
+
+
+def _patiently(cls: type, plan: Sequence[_Slot], data: Any) -> dict[str, Any]:
+    """An object field by field: one of another version, or with an error, whose place is named."""
+    _checked(data, dict, "an object")
+    values: dict[str, Any] = {}
+    for slot in plan:
+        if slot.name in data:
+            try:
+                values[slot.name] = data[slot.name] if type(data[slot.name]) in slot.ready else slot.decode(data[slot.name])
+            except LedgerError as error:
+                raise LedgerError(f"{slot.name}: {error}") from None
+        elif not slot.defaulted:
+            if not slot.optional:
+                raise LedgerError(f"{slot.name}: missing from a {cls.__name__}")
+            values[slot.name] = None
+    return values
 
 
 def _ready(hint: Any) -> frozenset[type]:

@@ -1,7 +1,7 @@
 """A run's file on disk: one JSON object a line; a manifest, then records with cumulative totals, then a summary.
 
-A file has one writer for its whole life: it is created exclusively, so two processes in one directory never share one. Whatever
-was flushed survives the process; a line cut short can only be the last.
+A file has one writer for its whole life: it is created exclusively, so two processes in one directory never share one. Each line
+goes to the file as it comes, in one write, and survives the process from then on; a line cut short can only be the last.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from green_torch.errors import ArgumentError, LedgerError, UsageError
 from green_torch.records import Item, Manifest, RunSummary, StepRecord
 from green_torch.sinks.codec import from_dict, to_dict
-from green_torch.units import s_to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from io import FileIO
 
 FILE_NAME = re.compile(r"rank-(\d+)\.segment-(\d+)\.jsonl")
-_BUFFER_BYTES = 256 * 1024
 _TAIL_BYTES = 16 * 1024
 _MANIFEST_AT = (
     "manifest_at"  # key of a record's line: the byte at which the last manifest begins, where that is not the first line
@@ -63,25 +60,20 @@ def next_segment(log_dir: str | Path, rank: int) -> int:
 class JsonlSink:
     """Appends items to a new file; ``path`` and ``segment`` tell which one it became.
 
-    Where ``path`` (named by :func:`run_file`) exists already, the next free segment is taken. Lines reach the disk
-    ``flush_interval_s`` after the last ones did, and at once for a manifest, a summary and ``close``. ``now_ns`` is a monotonic clock.
+    Where ``path`` (named by :func:`run_file`) exists already, the next free segment is taken. Nothing is held back: a record may be
+    the last for hours.
 
     Raises:
         ArgumentError: The file can't be created, or exists and has no segment number to count up.
     """
 
-    def __init__(
-        self, path: str | Path, *, flush_interval_s: float = 1.0, now_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path, self._file = _create(Path(path))
         name = FILE_NAME.fullmatch(self.path.name)
         self.segment = int(name[2]) if name else 1
-        self._pending = bytearray()
+        self._pending = bytearray()  # what a full disk did not take
         self._bytes = 0  # taken so far: where the next line will begin
         self._manifest_at = 0  # where the manifest that counts begins
-        self._flush_interval_ns = s_to_ns(flush_interval_s)
-        self._now_ns = now_ns
-        self._flushed_ns = now_ns()
 
     def write(self, item: Item) -> None:
         """Takes one item.
@@ -100,9 +92,7 @@ class JsonlSink:
         line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         self._bytes += len(line)
         self._pending += line
-        due = self._now_ns() - self._flushed_ns >= self._flush_interval_ns or len(self._pending) >= _BUFFER_BYTES
-        if due or not isinstance(item, StepRecord):
-            self._flush()
+        self._flush()
 
     def close(self) -> None:
         """Flushes and closes the file; safe to call twice. Raises OSError where the rest could not be written."""
@@ -117,7 +107,6 @@ class JsonlSink:
         while self._pending:
             written = self._file.write(self._pending)
             del self._pending[:written]
-        self._flushed_ns = self._now_ns()
 
 
 def _create(path: Path) -> tuple[Path, FileIO]:
