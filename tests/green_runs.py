@@ -47,6 +47,7 @@ def write_run(
     evaluations: int = 2,
     fail: bool = False,
     start_s: float = 0.0,
+    comparison: Mapping[str, Any] | None = None,
     **track: Any,
 ) -> MemorySink:
     """A training of ``n_steps`` steps that each take about ``step_s``, with evaluations on the way; what the sinks were told."""
@@ -75,6 +76,8 @@ def write_run(
             if evaluations and (step + 1) % max(1, n_steps // evaluations) == 0:
                 with tracker.phase("eval"):
                     clock.advance(4 * step_s)
+        if comparison is not None:
+            TensorBoardSink(tracker.writer).write_comparison(comparison, n_steps)
         if fail:
             raise _ScriptedError
     return sink

@@ -88,10 +88,19 @@ def test_other_phases_are_told_with_their_times():
     assert snapshot["peak_memory_bytes"] == 2**31
 
 
+def test_a_phase_is_shown_without_what_was_suspended():
+    """A record that was suspended for most of its time spans what it took, up to its end."""
+    records = [make_record(1), make_record(2, phase=Phase.OTHER, start_ns=10**9, end_ns=11 * 10**9, duration_s=0.5)]
+    snapshot = parse(after(records))
+    span = dict(zip(snapshot["span_columns"], snapshot["spans"][0], strict=True))
+    assert span["end_s"] - span["start_s"] == pytest.approx(0.5)
+    assert span["end_s"] == pytest.approx(11 - records[0].start_ns / 1e9)
+
+
 def test_of_many_phases_the_longest_are_kept_in_order():
     """However many short saves there are, there are at most 64 spans, in order, and the one long evaluation is among them."""
     records = [make_record(step, phase=Phase.SAVE) for step in range(1, 1000)]
-    records[500] = make_record(501, phase=Phase.EVAL, start_ns=50_000_000_000, end_ns=50_100_000_001)
+    records[500] = make_record(501, phase=Phase.EVAL, start_ns=50_000_000_000, end_ns=50_100_000_001, duration_s=0.100000001)
     snapshot = parse(after(records))
     starts = [row[2] for row in snapshot["spans"]]
     assert 32 <= len(starts) <= 64

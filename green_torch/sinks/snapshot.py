@@ -205,7 +205,9 @@ class SnapshotBuilder:
 
     def _add_span(self, record: StepRecord, origin_ns: int) -> None:
         """Keeps when a phase was; of too many the longer half, and every second of the others."""
-        start_s, end_s = ns_to_s(record.start_ns - origin_ns), ns_to_s(record.end_ns - origin_ns)
+        end_s = ns_to_s(record.end_ns - origin_ns)
+        used_s = _finite(record.duration_s) or 0.0  # less what was suspended
+        start_s = max(ns_to_s(record.start_ns - origin_ns), end_s - used_s)
         self._spans.append(
             _Span(record.phase, record.step, start_s, end_s, _finite(record.energy_j), _finite(record.emissions_g))
         )

@@ -6,6 +6,7 @@ directory would hide most of the user's points.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import socket
@@ -22,13 +23,14 @@ from green_torch.sinks.snapshot import SnapshotBuilder
 from green_torch.units import NS_PER_S, joules_to_kwh, ns_to_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch.utils.tensorboard import SummaryWriter
 
     from green_torch.records import JobTotals, PerStep, RunTotals
 
 SNAPSHOT_TAG = "green/snapshot"
+COMPARISON_TAG = "green/comparison"
 PLUGIN_NAME = "green"
 
 _SNAPSHOT_RECORDS = 128
@@ -126,6 +128,20 @@ class TensorBoardSink:
                 self._add_snapshot(event, self._snapshot)
                 self._send(event)
 
+    def write_comparison(self, comparison: Mapping[str, Any], step: int) -> None:
+        """Adds what a comparison measured of this run, block by block, for the dashboard to pair with the other runs' blocks.
+
+        ``comparison`` is plain JSON. The newest one counts.
+
+        Raises:
+            UsageError: The writer was closed meanwhile.
+            OSError: The event file can't be written to.
+        """
+        self._place = step, None
+        event = self._event(())
+        self._add_tensor(event, COMPARISON_TAG, json.dumps(comparison, allow_nan=False, separators=(",", ":")).encode())
+        self._send(event)
+
     def close(self) -> None:
         """Flushes the event file, where it is still open; safe to call twice."""
         if self._writer.file_writer is not None:
@@ -136,8 +152,11 @@ class TensorBoardSink:
         return self._new_event(value=known)
 
     def _add_snapshot(self, event: Any, snapshot: SnapshotBuilder) -> None:
-        tensor = self._new_tensor(dtype=self._string_type, string_val=[snapshot.build()])
-        event.value.add(tag=SNAPSHOT_TAG, tensor=tensor, metadata=self._metadata)
+        self._add_tensor(event, SNAPSHOT_TAG, snapshot.build())
+
+    def _add_tensor(self, event: Any, tag: str, content: bytes) -> None:
+        tensor = self._new_tensor(dtype=self._string_type, string_val=[content])
+        event.value.add(tag=tag, tensor=tensor, metadata=self._metadata)
 
     def _send(self, event: Any) -> None:
         file_writer = self._writer.file_writer

@@ -4,7 +4,7 @@ Everything comes through TensorBoard's data provider, so it works with either da
 
 | path | answer |
 |---|---|
-| ``/runs?have=DIGEST,…`` | each run's newest snapshot; those that the page has already come as their digest alone |
+| ``/runs?have=DIGEST,…`` | each run's newest snapshot, with the blocks that a comparison measured; what the page has comes as its digest alone |
 | ``/tags?run=R&run=…`` | names of the scalar tags, by run |
 | ``/scalars?run=R&tag=T&tag=…`` | series of one run: steps, Unix seconds, values |
 | ``/last?tag=T&run=R&run=…`` | the last point of a tag, by run |
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PLUGIN_NAME = "green"
 SNAPSHOT_TAG = "green/snapshot"
+COMPARISON_TAG = "green/comparison"
 STATIC = Path(__file__).resolve().parent / "static"
 
 _SCALARS = "scalars"  # TensorBoard's own plugin
@@ -88,15 +89,19 @@ class GreenPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # its base has n
             experiment_id=experiment,
             plugin_name=PLUGIN_NAME,
             downsample=1,  # the most recent is always kept
-            run_tag_filter=provider.RunTagFilter(tags=[SNAPSHOT_TAG]),
+            run_tag_filter=provider.RunTagFilter(tags=[SNAPSHOT_TAG, COMPARISON_TAG]),
         )
         rows = []
         for run, tags in sorted(read.items()):
-            for points in tags.values():
-                if points:
-                    digest, content = _checked(_bytes(points[-1].numpy))
-                    head = _dumps({"run": run, "digest": digest, "wall_s": _finite(points[-1].wall_time)})
-                    rows.append(head if digest in have else f"{head[:-1]},{content}}}")
+            if not (points := tags.get(SNAPSHOT_TAG)):
+                continue
+            digest, content = _checked(_bytes(points[-1].numpy))
+            if measured := tags.get(COMPARISON_TAG):
+                more, blocks = _checked(_bytes(measured[-1].numpy), "comparison")
+                if blocks.startswith('"comparison"'):  # a damaged one is left out
+                    digest, content = digest + more, f"{content},{blocks}"
+            head = _dumps({"run": run, "digest": digest, "wall_s": _finite(points[-1].wall_time)})
+            rows.append(head if digest in have else f"{head[:-1]},{content}}}")
         n_runs = len(self._provider.list_runs(ctx, experiment_id=experiment))
         return f'{{"n_runs":{n_runs},"runs":[{",".join(rows)}]}}'
 
@@ -184,8 +189,8 @@ def _bytes(value: Any) -> bytes:
 
 
 @lru_cache(maxsize=512)
-def _checked(raw: bytes) -> tuple[str, str]:
-    """A digest of a snapshot, and the member of a JSON object that holds it: ``"snapshot": …``, or ``"problem": "…"``."""
+def _checked(raw: bytes, name: str = "snapshot") -> tuple[str, str]:
+    """A digest of a snapshot, and the member of a JSON object that holds it: ``"snapshot": …`` (``name``), or ``"problem": "…"``."""
     digest = hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).hexdigest()
     if len(raw) > _MAX_SNAPSHOT_BYTES:
         return digest, f'"problem":{_dumps(f"its snapshot has {len(raw)} bytes, more than green_torch writes")}'
@@ -197,7 +202,7 @@ def _checked(raw: bytes) -> tuple[str, str]:
         return digest, '"problem":"its snapshot is no JSON: another program may have written it, or the event file is damaged"'
     if not isinstance(snapshot, dict):
         return digest, '"problem":"its snapshot is not one of green_torch"'
-    return digest, f'"snapshot":{_dumps(snapshot) if constants else text}'
+    return digest, f'"{name}":{_dumps(snapshot) if constants else text}'
 
 
 def _finite(value: float) -> float | None:

@@ -54,8 +54,10 @@ export async function start(body) {
   );
   read(readAddress());
   onAddress(() => {
+    const before = [...(state.selected ?? []), state.loss].join("\n");
     read(readAddress());
     show();
+    if ([...(state.selected ?? []), state.loss].join("\n") !== before) loadLosses();
   });
   onReload(() => load());
   show();

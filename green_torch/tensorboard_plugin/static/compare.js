@@ -1,9 +1,10 @@
 // Compare: what was found, the table, the bars, and what the numbers rest on.
 
 import { bars } from "./charts.js";
-import { UNITS, against, cautions, commonUnit, interval, isModelled, methodOf, obstacles, samePeaks, statusOf } from "./data.js";
-import { copy, fill, h, named } from "./dom.js";
+import { UNITS, against, cautions, commonUnit, interval, isModelled, isPaired, methodOf, obstacles, samePeaks, statusOf } from "./data.js";
+import { copy, fill, foldable, h, named } from "./dom.js";
 import * as f from "./format.js";
+import { sum } from "./stats.js";
 
 const METHODS = {
   counter: ["counted", "joules from a hardware energy counter, with bounds"],
@@ -25,13 +26,14 @@ export const statusBadge = (run) => {
   return h("span", { class: `badge ${status}`, title: status === "silent" ? "no news for 15 minutes: it may have been killed" : "" }, status);
 };
 
+const confidenceOf = ({ confidence }) => `${Number((100 * confidence).toPrecision(4))} %`;
 const less = (value) => (value < 0 ? "less" : "more");
 const points = (value) => (value >= 1 ? `${f.digits(value + 1)} times as much` : `${f.change(value).replace(/^[−+]/, "")} ${less(value)}`);
-const range = ({ lo, hi }) => (lo < 1 && hi < 1 ? `${f.change(lo).replace(" %", "")} to ${f.change(hi)}` : `${f.change(lo)} to ${f.change(hi)}`);
+const range = ({ lo, hi }) => (lo < 1 && hi < 1 ? `${f.change(lo).replace(" %", "")} to ${f.change(hi)}` : `×${f.digits(1 + lo)} to ×${f.digits(1 + hi)}`);
 
 export function mount(root) {
   const findings = h("section", { class: "findings", "aria-label": "What was found", "aria-live": "polite" });
-  const comparison = h("section", { class: "panel", "aria-label": "Comparison" });
+  const comparison = h("section", { class: "panel holds-table", "aria-label": "Comparison" });
   const charts = h("section", { class: "charts", "aria-label": "Bars" });
   const sources = h("section", { class: "panel", "aria-label": "Where the numbers come from" });
   root.append(findings, comparison, charts, sources);
@@ -105,7 +107,7 @@ function card(ctx, { run, unit, dEnergy, dTime, cautions: notes }) {
   }
   const lines = [];
   if (main.refused) lines.push(main.refused);
-  else if (main.lo !== null) lines.push(`${main.note ? `${main.note.split(": ")[1]}; ` : ""}95 % interval ${range(main)}${main.instrument ? `; the meter's own bounds allow ${range({ lo: main.instrument[0], hi: main.instrument[1] })}` : ""}`);
+  else if (main.lo !== null) lines.push(`${main.note ? `${main.note.split(": ")[1]}; ` : ""}${confidenceOf(main)} interval ${range(main)}${main.nPairs ? `, ${main.nPairs} pairs of blocks` : ""}${main.instrument ? `; the meter's own bounds allow ${range({ lo: main.instrument[0], hi: main.instrument[1] })}` : ""}`);
   else lines.push(main.note);
   if (byTime && modelled && !dTime.refused) lines.push("Energy follows from time: power was modelled, not measured.");
   else if (byTime && dEnergy.refused && !dTime.refused) lines.push(`Energy is not compared: ${dEnergy.refused}.`);
@@ -125,14 +127,14 @@ function columnsOf(ctx, rows, unit) {
     { key: "energy", title: `J/${per}`, hint: "IT energy of a typical training step, by its work; with the interval by the scatter between blocks and the meter's bounds", sort: (row) => row.energy,
       text: (row) => (row.energy === null ? f.UNKNOWN : `${f.si(row.energy, "J")}${mixed ? `/${row.unit}` : ""}`), sub: (row) => plusMinus(row.run, "energy", row.unit), csv: `energy_per_${per.replaceAll(" ", "_")}_j`, raw: (row) => row.energy },
     { key: "dEnergy", title: "Δ energy", hint: `against the baseline, per ${per}; 95 % interval below`, sort: (row) => row.dEnergy?.estimate ?? null, cell: (row) => differenceCell(row, row.dEnergy), text: (row) => differenceText(row, row.dEnergy), csv: "energy_difference", raw: (row) => row.dEnergy?.estimate ?? null, ends: (row) => row.dEnergy },
-    { key: "speed", title: `${mixed ? "work" : UNITS[unit]}/s`, sort: (row) => row.speed, text: (row) => (row.speed === null ? f.UNKNOWN : f.si(row.speed, "").trim() + (mixed ? ` ${UNITS[row.unit]}` : "")), csv: `${mixed ? "work" : UNITS[unit]}_per_s`, raw: (row) => row.speed },
+    { key: "speed", title: `${mixed ? "work" : UNITS[unit]}/s`, sort: (row) => row.speed, text: (row) => (row.speed === null ? f.UNKNOWN : f.si(row.speed, "").trim() + (mixed ? ` ${UNITS[row.unit]}` : "")), folded: (row) => f.si(row.power, "W"), csv: `${mixed ? "work" : UNITS[unit]}_per_s`, raw: (row) => row.speed },
     { key: "dTime", title: "Δ time", hint: `time per ${per} against the baseline; 95 % interval below`, sort: (row) => row.dTime?.estimate ?? null, cell: (row) => differenceCell(row, row.dTime), text: (row) => differenceText(row, row.dTime), csv: "time_difference", raw: (row) => row.dTime?.estimate ?? null, ends: (row) => row.dTime },
     { key: "power", title: "Power", sort: (row) => row.power, text: (row) => f.si(row.power, "W"), csv: "power_w", raw: (row) => row.power },
     { key: "mfu", title: "MFU", hint: ranked ? "model FLOPs over the peak's" : "These runs have different peaks, so their MFUs are not ranked: compare the model FLOP/s below", sort: ranked ? (row) => row.mfu : null,
-      text: (row) => f.percent(row.mfu), sub: (row) => (row.run.modelFlopPerS === null ? null : h("span", { title: peakTitle(row.run) }, rate(row.run))), csv: "mfu", raw: (row) => row.mfu },
+      text: (row) => f.percent(row.mfu), sub: (row) => (row.run.modelFlopPerS === null ? null : h("span", { title: peakTitle(row.run) }, rate(row.run))), folded: (row) => (row.hfu === null ? null : `HFU ${f.percent(row.hfu)}`), csv: "mfu", raw: (row) => row.mfu },
     { key: "hfu", title: "HFU", hint: "FLOPs that ran, recomputation included, over the same peak", sort: ranked ? (row) => row.hfu : null, text: (row) => f.percent(row.hfu), csv: "hfu", raw: (row) => row.hfu },
-    { key: "memory", title: "Memory", hint: "the most in use at once: the accelerator's, else the process's", sort: (row) => row.memory, text: (row) => f.bytes(row.memory), csv: "peak_memory_bytes", raw: (row) => row.memory },
-    { key: "kwh", title: "Energy", hint: "the whole run, all phases, IT energy", sort: (row) => row.kwh, text: (row) => f.wattHours(row.run.totalJ), csv: "energy_kwh", raw: (row) => row.kwh },
+    { key: "memory", title: "Memory", hint: "the most in use at once: the accelerator's, else the process's; of several ranks, rank zero's", sort: (row) => row.memory, text: (row) => f.bytes(row.memory), csv: "peak_memory_bytes", raw: (row) => row.memory },
+    { key: "kwh", title: "Energy", hint: "the whole run, all phases, IT energy", sort: (row) => row.kwh, text: (row) => f.wattHours(row.run.totalJ), folded: (row) => f.grams(row.grams), csv: "energy_kwh", raw: (row) => row.kwh },
     { key: "grams", title: "Emissions", hint: "IT energy × PUE × grid intensity, and the embodied share where the run has one", sort: (row) => row.grams, text: (row) => f.grams(row.grams), csv: "emissions_g", raw: (row) => row.grams },
     { key: "loss", title: "Final loss", hint: ctx.lossTag ? `last value of ${ctx.lossTag}` : "choose the tag under Loss vs energy", sort: (row) => row.loss, text: (row) => (ctx.lossTag && !ctx.lossesReady ? "…" : f.plain(row.loss)), csv: "final_loss", raw: (row) => row.loss },
   ];
@@ -181,7 +183,7 @@ function differenceCell(row, found) {
 
 function sorted(rows, columns, sort) {
   const column = columns.find((one) => one.key === sort.key && one.sort);
-  if (!column) return rows;
+  if (!column) return [...rows].sort((a, b) => b.isBase - a.isBase);
   const side = sort.down ? -1 : 1;
   return [...rows].sort((a, b) => {
     const [x, y] = [column.sort(a), column.sort(b)];
@@ -202,7 +204,7 @@ function tableOf(ctx, rows, unit) {
         : h("span", { title: column.hint, class: "unsorted" }, column.title));
   });
   const body = ordered.map((row) => h("tr", { class: row.isBase ? "is-base" : "", "data-run": row.run.id.slice(0, 200), style: { "--c": ctx.color(row.run) } }, columns.map((column, k) => {
-    const content = column.cell ? column.cell(row) : [h("span", {}, column.text(row)), column.sub ? h("small", {}, column.sub(row)) : null];
+    const content = column.cell ? column.cell(row) : [h("span", {}, column.text(row)), column.sub ? h("small", {}, column.sub(row)) : null, column.folded ? h("small", { class: "folded" }, column.folded(row)) : null];
     return h(k ? "td" : "th", { scope: k ? null : "row", class: `col-${column.key}` }, content);
   })));
   const why = rows.filter((row) => !row.isBase).flatMap((row) => {
@@ -218,11 +220,23 @@ function tableOf(ctx, rows, unit) {
       h("button", { type: "button", class: "quiet", "data-key": "copy csv", onclick: () => copy(csv(columns, ordered), "the table as CSV") }, "Copy CSV"),
       h("button", { type: "button", class: "quiet", "data-key": "copy markdown", onclick: () => copy(markdown(columns, ordered), "the table as Markdown") }, "Copy Markdown")),
     h("div", { class: "scroll", "data-scroll": "table", tabindex: 0, role: "region", "aria-label": "Comparison table" },
-      h("table", { class: "comparison" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body))),
+      foldable(h("table", { class: "comparison" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)))),
     why.length ? h("div", { class: "why" }, h("b", {}, "Not comparable with the baseline"), h("ul", {}, why.slice(0, 20)),
       forced ? h("label", { class: "check" }, h("input", { type: "checkbox", "data-key": "force", checked: ctx.state.force, onchange: (event) => ctx.set({ force: event.target.checked }) }), " Compare all the same") : null) : null,
-    rows.length > 1 ? h("p", { class: "note" }, `95 % intervals${ctx.nCompared > 1 ? `, for all ${ctx.nCompared} differences together` : ""}, from the scatter between stretches of each run past its first 3 steps, allowing for autocorrelation. Unless they come from one `, h("code", {}, "green-torch compare"), ", the runs were not measured side by side: what changed on the machine between them (temperature, neighbours) is then part of the difference.") : null,
+    rows.length > 1 ? h("p", { class: "note" }, howMeasured(ctx, rows)) : null,
   ];
+}
+
+/** What the intervals are of: pairs of blocks where one comparison measured the runs in turn, else stretches of each. */
+function howMeasured(ctx, rows) {
+  const others = rows.filter((row) => !row.isBase);
+  const together = others.filter((row) => isPaired(ctx.base, row.run));
+  const all = ctx.nCompared > 1 ? `, for all ${ctx.nCompared} differences together` : "";
+  const paired = "Measured in turn by one comparison: the intervals are of pairs of blocks, so that what changed on the machine meanwhile cancels";
+  const apart = "from the scatter between stretches of each run past its first 3 steps, allowing for autocorrelation. These runs were not measured side by side: what changed on the machine between them (temperature, neighbours) is part of the difference";
+  if (together.length === others.length) return `${paired}${all}.`;
+  if (!together.length) return [`95 % intervals${all}, ${apart}; `, h("code", {}, "green-torch compare"), " measures side by side."];
+  return [together.slice(0, 6).map((row, k) => [k ? ", " : "", named(row.run.told)]), together.length > 6 ? " and others" : "", `: ${paired[0].toLowerCase()}${paired.slice(1)}. The rest: intervals ${apart}.`];
 }
 
 const cell = (value) => {
@@ -278,7 +292,7 @@ function provenance(ctx) {
       : h("span", { class: "source" }, methodBadge(""), " nothing measures energy here");
     const notes = [
       run.excludedSteps ? `${f.integer(run.excludedSteps)} ${run.excludedSteps === 1 ? "step" : "steps"} excluded: FLOPs were counted in ${run.excludedSteps === 1 ? "it" : "them"}` : "no step excluded",
-      run.job ? `${f.integer(run.job.reporting)} of ${f.integer(run.job.world_size)} ranks report; rates are rank zero's, scaled to all` : run.worldSize > 1 ? `of ${run.worldSize} processes, this one alone` : null,
+      run.job ? `${f.integer(run.job.reporting)} of ${f.integer(run.job.world_size)} ranks report: energy, emissions, MFU and HFU are the job's; rates are rank zero's, scaled to all by the totals; intervals, memory and the joules by device are rank zero's` : run.worldSize > 1 ? `of ${run.worldSize} processes, this one alone` : null,
       run.carriedJ ? `with ${f.wattHours(run.carriedJ)} of earlier segments` : null,
       ...Object.entries(run.flags).filter(([flag]) => flag !== "counted" && flag !== "split").map(([flag, n]) => `${flag.replaceAll("_", " ")}: ${f.integer(n)} ${n === 1 ? "record" : "records"}`),
       ...run.warnings,
@@ -291,7 +305,7 @@ function provenance(ctx) {
         h("dt", {}, "Grid"), h("dd", { title: grid?.source ?? "" }, grid ? `${f.digits(grid.g_per_kwh ?? 0)} gCO2e/kWh, ${f.short(grid.region, 60)} · ${grid.basis}, ${grid.average === false ? "marginal" : "average"}${grid.year ? `, ${grid.year}` : ""}` : "by the run's intensity provider, at each moment",
           grid ? h("small", {}, f.short(grid.source ?? "", 110)) : null),
         h("dt", {}, "PUE"), h("dd", {}, `${run.pue ?? f.UNKNOWN}`, h("small", {}, f.short(run.pueSource, 110))),
-        h("dt", {}, "Steps"), h("dd", {}, `${f.integer(run.steps)} typical; `, notes[0], notes.slice(1, 9).map((note) => h("small", {}, f.short(note, 200))))));
+        h("dt", {}, "Steps"), h("dd", {}, run.comparison ? `${f.integer(sum(run.comparison.blocks.map((block) => block.n_steps)))} in ${run.comparison.blocks.length} blocks of one comparison; ` : `${f.integer(run.steps)} typical; `, notes[0], notes.slice(1, 9).map((note) => h("small", {}, f.short(note, 200))))));
   });
   return [
     h("h2", {}, "Where the numbers come from"),

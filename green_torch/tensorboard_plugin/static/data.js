@@ -1,14 +1,14 @@
 // Asking the server, and a snapshot as the views want it. What a snapshot lacks, or has in another shape, reads null.
 
-import { known, short, tick } from "./format.js";
-import { corrected, difference, gainRange, spread, stretches, sum } from "./stats.js";
+import { known, plain, short, tick } from "./format.js";
+import { difference, gainRange, meanError, pairedDifference, spread, stretches, sum } from "./stats.js";
 
 const SCHEMA = 1;
 const MOST_KEPT = 2000; // digests that fit into an address
 const STALE_S = 900; // a running run writes a snapshot every 10 minutes or more often
 const WARM_UP_STEPS = 3; // left out of differences: caches, clocks and allocators settle
 const SAME_BATCH = 0.01; // relative: a last batch that is not full is no other batch size
-const SAME_LOSS = 0.05;
+const SAME_LOSS = 0.02; // relative; as green_torch.compare has it
 export const UNITS = { token: "tokens", sample: "samples", step: "steps" };
 
 async function ask(path, parameters = []) {
@@ -44,7 +44,7 @@ function readRun(row) {
   const bare = { id: String(row.run), digest: row.digest, wallS: row.wall_s, label: String(row.run) || ".", problem: row.problem ?? "" };
   if (bare.problem || !row.snapshot) return { ...bare, problem: bare.problem || "it has no snapshot" };
   try {
-    return readSnapshot(row.snapshot, bare);
+    return readSnapshot(row.snapshot, { ...bare, comparison: readComparison(row.comparison) });
   } catch (error) {
     return { ...bare, problem: `its snapshot can't be read (${error.message})` };
   }
@@ -55,6 +55,22 @@ const text = (value) => (typeof value === "string" ? value : "");
 const list = (value) => (Array.isArray(value) ? value : []);
 const object = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
 const table = (columns, rows) => list(rows).map((row) => Object.fromEntries(list(columns).map((name, k) => [name, list(row)[k]])));
+
+/** The blocks that `green_torch.compare` measured of a run, in turn with those of other runs; null where it is none of its runs. */
+export function readComparison(told) {
+  const blocks = list(told?.blocks).map(object).filter((block) => known(block.round) && known(block.position) && block.duration_s > 0);
+  if (!blocks.length || !text(told.id)) return null;
+  return {
+    id: told.id,
+    confidence: number(told.confidence) ?? 0.95,
+    looking: Boolean(told.looking),
+    tolerance: number(told.loss_tolerance) ?? SAME_LOSS,
+    ran: text(told.ran),
+    settings: text(told.settings),
+    builtIn: Boolean(told.built_in),
+    blocks,
+  };
+}
 
 function readSnapshot(snapshot, bare) {
   if (number(snapshot.schema) > SCHEMA) {
@@ -135,6 +151,8 @@ function figures(run, summary, job) {
     const chosen = quantity === "time" ? blocks : metered;
     const more = quantity === "time" ? 1 : scale.energy;
     return Object.fromEntries(Object.entries(WORK).map(([unit, work]) => {
+      const own = ofBlocks(run.comparison, QUANTITIES[quantity], work);
+      if (own) return [unit, own];
       const value = ratio(chosen, QUANTITIES[quantity], work);
       return [unit, value === null ? null : { value: (value * more) / scale[unit], series: series(chosen, QUANTITIES[quantity], work) }];
     }));
@@ -143,7 +161,8 @@ function figures(run, summary, job) {
   const steps = blocks.reduce((total, block) => total + (block.n_steps || 0), 0);
   const perStep = (unit) => (ratio(blocks, WORK[unit], "n_steps") ?? 0) * scale[unit];
   const hardware = counted.every((block) => known(block.hardware_flops)) ? ratio(counted, "hardware_flops", "capacity_flops") : null;
-  const power = ratio(metered, "energy_j", "duration_s");
+  const typical = (top, bottom) => ofBlocks(run.comparison, top, bottom)?.value ?? null; // of a comparison: as the command has it
+  const power = typical("energy_j", "duration_s") ?? ratio(metered, "energy_j", "duration_s");
   return {
     unit: time.token ? "token" : time.sample ? "sample" : "step",
     energy,
@@ -152,9 +171,9 @@ function figures(run, summary, job) {
     steps,
     perStep: { token: perStep("token"), sample: perStep("sample"), step: 1 },
     power: power === null ? null : power * scale.energy,
-    mfu: number(job?.mfu) ?? ratio(counted, "model_flops", "capacity_flops") ?? number(summary.mfu),
-    hfu: number(job?.hfu) ?? hardware ?? number(summary.hfu),
-    modelFlopPerS: times(ratio(counted, "model_flops", "duration_s") ?? number(summary.model_flop_per_s), over(job?.model_flops, train.model_flops)),
+    mfu: number(job?.mfu) ?? typical("model_flops", "capacity_flops") ?? ratio(counted, "model_flops", "capacity_flops") ?? number(summary.mfu),
+    hfu: number(job?.hfu) ?? typical("hardware_flops", "capacity_flops") ?? hardware ?? number(summary.hfu),
+    modelFlopPerS: times(typical("model_flops", "duration_s") ?? ratio(counted, "model_flops", "duration_s") ?? number(summary.model_flop_per_s), over(job?.model_flops, train.model_flops)),
     peakFlopPerS: number(job?.peak_flop_per_s) ?? number(summary.peak_flop_per_s) ?? ratio(counted, "capacity_flops", "duration_s"),
     totalJ: job ? plus(number(job.energy_j), number(job.carried_energy_j)) : plus(number(run.totals.energy_j), run.carriedJ),
     totalG: job ? plus(number(job.emissions_g), number(job.carried_emissions_g)) : plus(number(run.totals.emissions_g), run.carriedG),
@@ -163,6 +182,12 @@ function figures(run, summary, job) {
 }
 
 const times = (a, b) => (a === null ? null : a * b);
+
+/** The rate of a comparison's blocks: their geometric mean, as the command has it; null where one is not known. */
+function ofBlocks(comparison, top, bottom) {
+  const rates = comparison?.blocks.map((block) => block[top] / block[bottom]) ?? [];
+  return rates.length && rates.every((rate) => rate > 0 && Number.isFinite(rate)) ? { value: Math.exp(meanError(rates.map(Math.log)).mean), series: rates } : null;
+}
 
 /** The rates of stretches of the run past its first steps, in order of time; null where one is not above zero. */
 function series(blocks, top, bottom) {
@@ -239,11 +264,13 @@ const gridName = (grid) => (grid ? `${grid.region} (${grid.basis}, ${grid.averag
  * alone. The same questions as `green-torch compare runs/a runs/b` asks.
  */
 export function obstacles(base, run) {
+  const together = pairs(base, run).length > 0; // the same model on the same machine; what differs is what was compared
   let firm = "";
-  if (base.unit !== run.unit) firm = `its work is counted in ${UNITS[run.unit]}, the baseline's in ${UNITS[base.unit]}`;
+  if (together) firm = "";
+  else if (base.unit !== run.unit) firm = `its work is counted in ${UNITS[run.unit]}, the baseline's in ${UNITS[base.unit]}`;
   else if (!run.time[run.unit]?.series || !base.time[base.unit]?.series) firm = "too few typical steps were measured yet";
   const unit = WORK[run.unit];
-  const soft = [
+  const soft = together ? [] : [
     ["the model is", base.model, run.model],
     ["parameters are", base.parameters?.toLocaleString("en-US"), run.parameters?.toLocaleString("en-US")],
     ["the device is", base.device, run.device],
@@ -252,7 +279,7 @@ export function obstacles(base, run) {
     ["processes are", base.worldSize, run.worldSize],
   ].filter(([, own, theirs]) => own && theirs && own !== theirs).map(([what, own, theirs]) => `${what} ${short(theirs, 60)} against ${short(own, 60)}`);
   const [own, theirs] = [base.perStep[run.unit], run.perStep[run.unit]];
-  if (run.unit !== "step" && own && theirs && Math.abs(theirs / own - 1) > SAME_BATCH) soft.push(`the batch is ${tick(theirs)} ${unit} a step against ${tick(own)}`);
+  if (!together && run.unit !== "step" && own && theirs && Math.abs(theirs / own - 1) > SAME_BATCH) soft.push(`the batch is ${tick(theirs)} ${unit} a step against ${tick(own)}`);
   let carbon = "";
   if (gridName(base.grid) !== gridName(run.grid) || base.grid?.g_per_kwh !== run.grid?.g_per_kwh) carbon = `the grid is ${short(gridName(run.grid), 60)} against ${short(gridName(base.grid), 60)}: Savings puts both on one`;
   else if (base.pue !== run.pue) carbon = `PUE is ${run.pue} against ${base.pue}: Savings puts both on one`;
@@ -264,9 +291,8 @@ export function cautions(base, run, loss, force) {
   const found = [];
   const { soft } = obstacles(base, run);
   if (force && soft.length) found.push(`compared all the same: ${soft.join("; ")}`);
-  if (loss && known(loss.base) && known(loss.run) && Math.abs(loss.run - loss.base) > SAME_LOSS * Math.abs(loss.base)) {
-    found.push("another training, by the final loss: more than 5 % apart");
-  }
+  const departed = departure(base, run, loss);
+  if (departed) found.push(departed);
   if ([base, run].some((one) => one.domains.some((domain) => domain.shared))) found.push("the meter was shared with other processes");
   return found;
 }
@@ -275,13 +301,70 @@ export function cautions(base, run, loss, force) {
 export function against(base, run, quantity, { nCompared = 1, force = false } = {}) {
   const { firm, soft } = obstacles(base, run);
   if (firm || (soft.length && !force)) return { refused: firm || soft.join("; ") };
+  const together = pairs(base, run);
+  if (together.length) return paired(base, run, together, quantity, nCompared);
   const [a, b] = [base[quantity][run.unit], run[quantity][run.unit]];
   if (!a?.series || !b?.series) return { refused: quantity === "energy" ? "energy was not measured in both" : "not known in both" };
   const found = difference(a.series, b.series, quantity === "time" ? { nCompared } : { nCompared, instrument: instrument(base, run), gain: gains(base, run) });
   return found;
 }
 
-export const eachConfidence = (nCompared) => corrected(0.95, nCompared);
+/** The blocks of the rounds that two runs of one comparison both have, [base's, run's]; none where they are of different ones. */
+function pairs(base, run) {
+  const [a, b] = [base.comparison, run.comparison];
+  if (!a || !b || a.id !== b.id) return [];
+  const byRound = new Map(b.blocks.map((block) => [block.round, block]));
+  return a.blocks.filter((block) => byRound.has(block.round)).map((block) => [block, byRound.get(block.round)]);
+}
+
+export const isPaired = (base, run) => base !== run && pairs(base, run).length > 0;
+
+/** The difference by pairs of blocks: the same as Comparison.time and .energy of green_torch/experiment/results.py. */
+function paired(base, run, together, quantity, nCompared) {
+  const [top, unit] = [QUANTITIES[quantity], Object.values(WORK).find((work) => together.every((pair) => pair.every((block) => block[work])))];
+  const rates = (name) => [0, 1].map((side) => together.map((pair) => (known(pair[side][name]) ? pair[side][name] / pair[side][unit] : NaN)));
+  const [a, b] = rates(top);
+  if (![...a, ...b].every((rate) => rate > 0)) return { refused: quantity === "energy" ? "energy was not measured in both" : "not known in both" };
+  const { confidence, looking } = base.comparison;
+  const settings = { gaps: together.map(([x, y]) => y.position - x.position), confidence, looking, nCompared };
+  if (quantity === "energy") {
+    const [lows, highs] = [rates("energy_lo_j"), rates("energy_hi_j")];
+    if ([...lows, ...highs].flat().every(known)) settings.bounds = lows.map((side, k) => side.map((low, n) => [low, highs[k][n]]));
+    settings.gain = gainOf(base, together);
+  }
+  const found = pairedDifference(a, b, settings);
+  if (found.distinguishable && sameKernels(base.comparison, run.comparison)) {
+    return { ...found, distinguishable: false, note: "can't be told apart: both ran the same kernels" };
+  }
+  return found;
+}
+
+const sameKernels = (a, b) => Boolean(a.ran) && a.ran === b.ran && (a.settings !== b.settings || (a.builtIn && b.builtIn));
+
+/** How far the sensors' gain errors may shift the ratio of the blocks' joules. */
+function gainOf(base, together) {
+  const names = [...new Set(together.flat().flatMap((block) => Object.keys(object(block.domains_j))))];
+  const of = (side, name) => sum(together.map((pair) => object(pair[side].domains_j)[name] ?? 0));
+  return gainRange(names.map((name) => [of(0, name), of(1, name), base.domains.find((domain) => domain.name === name)?.gainError ?? null]));
+}
+
+/**
+ * Why a run is not the same training as the baseline, as far as the losses tell; empty where it is. Of one comparison by its blocks (both
+ * saw the same batches; over the later half, as Comparison.departure), else by the last loss of each.
+ */
+export function departure(base, run, loss = null) {
+  const together = pairs(base, run);
+  const percent = (tolerance) => `more than ${Number((100 * tolerance).toPrecision(2))} % apart`;
+  const apart = (a, b, tolerance) => known(a) && known(b) && Math.abs(b - a) > tolerance * Math.abs(a);
+  const told = (a, b, tolerance) => `not the same training: loss ${plain(b)} against ${plain(a)}, ${percent(tolerance)}`;
+  if (!together.length) return loss && apart(loss.base, loss.run, SAME_LOSS) ? told(loss.base, loss.run, SAME_LOSS) : "";
+  const last = together.at(-1);
+  if (last[0].tokens !== last[1].tokens || last[0].samples !== last[1].samples) return "not the same training: the batch size differs";
+  if (together.some((pair) => pair.some((block) => block.diverged))) return "not the same training: the loss is not finite";
+  const { tolerance } = base.comparison;
+  const found = together.slice(Math.floor(together.length / 2)).filter(([a, b]) => apart(a.loss, b.loss, tolerance)).at(-1);
+  return found ? told(found[0].loss, found[1].loss, tolerance) : "";
+}
 
 /** The relative difference that the meters' bounds allow. */
 function instrument(base, run) {

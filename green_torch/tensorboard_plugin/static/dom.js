@@ -42,6 +42,22 @@ export function fill(parent, ...children) {
   if (key !== undefined) [...parent.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key)?.focus({ preventScroll: true });
 }
 
+/** A table whose rows a narrow window shows as lists of named values; roles keep it a table for screen readers there. */
+export function foldable(table) {
+  const titles = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.replace(/[↑↓]/, ""));
+  table.classList.add("foldable");
+  table.setAttribute("role", "table");
+  for (const group of [table.tHead, ...table.tBodies]) group.setAttribute("role", "rowgroup");
+  for (const row of table.rows) {
+    row.setAttribute("role", "row");
+    [...row.cells].forEach((cell, k) => {
+      cell.setAttribute("role", cell.scope === "col" ? "columnheader" : cell.scope === "row" ? "rowheader" : "cell");
+      if (cell.tagName === "TD") cell.dataset.label = titles[k];
+    });
+  }
+  return table;
+}
+
 /** A name that is cut where it is long, whole on hover, and kept from turning the text around it right to left. */
 export const named = (text, properties = {}) =>
   h("bdi", { ...properties, class: `name ${properties.class ?? ""}`, title: String(text).slice(0, 500) }, String(text).slice(0, 300));

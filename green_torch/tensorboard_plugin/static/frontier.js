@@ -112,7 +112,7 @@ function charts(ctx, curves) {
       lines({ label: `Loss against cumulative ${word}`, series, xFormat: format, yFormat: f.tick, xLabel: `cumulative ${word}`, view: ctx.state.zoom, onView: (view) => ctx.set({ zoom: view }), height: 340, marks: [{ y: target }, ...reached.filter(({ at }) => at !== null).map(({ run, at }) => ({ x: at, y: target, color: ctx.color(run) }))] }),
       h("p", { class: "note" }, `${f.short(ctx.lossTag, 60)}; further down and to the left is better. Energy of the whole run, evaluation and saving included.`),
       without.length ? h("p", { class: "note" }, `Without both curves: ${without.slice(0, 8).map(({ run }) => f.short(run.told, 40)).join(", ")}${without.length > 8 ? ` and ${without.length - 8} more` : ""}.`) : null),
-    h("section", { class: "panel", "aria-label": "Cost of a loss" },
+    h("section", { class: "panel holds-table", "aria-label": "Cost of a loss" },
       h("div", { class: "bar" }, h("h2", {}, "To reach a loss of"), slider),
       h("div", { class: "scroll" }, h("table", { class: "projection" },
         h("thead", {}, h("tr", {}, ["Run", `Cumulative ${word}`, "Against the least"].map((title) => h("th", { scope: "col" }, title)))),

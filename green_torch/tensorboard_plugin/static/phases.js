@@ -1,7 +1,7 @@
 // Phases: where a run's energy went, and what of it was for nothing.
 
 import { statusOf } from "./data.js";
-import { fill, h, named } from "./dom.js";
+import { fill, foldable, h, named } from "./dom.js";
 import * as f from "./format.js";
 
 const WORDS = { train: "training", eval: "evaluation", save: "saving", setup: "setup", paused: "paused", other: "other" };
@@ -47,11 +47,11 @@ function doneAgain(run, series) {
 
 function tables(ctx, done) {
   return [
-    h("section", { class: "panel" }, h("h2", {}, "Phases"),
+    h("section", { class: "panel holds-table" }, h("h2", {}, "Phases"),
       h("div", { class: "scroll", tabindex: 0, "data-scroll": "phases", role: "region", "aria-label": "Phases table" }, h("table", { class: "projection phases" },
         h("thead", {}, h("tr", {}, ["Run", "Phase", "Times", "Duration", "Energy", "Share", "", "Emissions", "Power"].map((title) => h("th", { scope: "col" }, title)))),
         ctx.chosen.slice(0, 60).map((run) => h("tbody", {}, rowsOf(ctx, run))))),
-      h("p", { class: "note" }, "Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.")),
+      h("p", { class: "note" }, `Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.${ctx.chosen.some((run) => run.job) ? " Of a job of several ranks, phases are rank zero's; its last row is the sum over the ranks that report." : ""}`)),
     waste(ctx, done),
   ];
 }
@@ -61,41 +61,43 @@ function rowsOf(ctx, run) {
   const seen = run.phases.filter((phase) => phase.n_steps || phase.energy_j || phase.duration_s);
   const head = (rows) => h("th", { scope: "rowgroup", rowspan: rows }, h("i", { class: "swatch", style: { "--c": ctx.color(run) } }), named(run.told, { class: "strong" }));
   if (!seen.length) return h("tr", {}, head(1), h("td", { colspan: 8, class: "faded" }, "no record yet"));
-  return [...seen, null].map((phase, k) => {
+  return [...seen, null, ...(run.job ? [run.job] : [])].map((phase, k, rows) => {
+    const isJob = phase !== null && phase === run.job;
     const one = phase ?? { ...run.totals, n_steps: null };
-    const share = f.known(one.energy_j) && total > 0 ? one.energy_j / total : null;
-    return h("tr", { class: phase ? "" : "sum" },
-      k ? null : head(seen.length + 1),
-      h("td", { class: "left" }, phase ? WORDS[phase.phase] ?? f.short(phase.phase, 20) : "run"),
-      h("td", {}, phase ? f.integer(one.n_steps) : ""),
-      h("td", {}, f.duration(one.duration_s)),
+    const share = !isJob && f.known(one.energy_j) && total > 0 ? one.energy_j / total : null;
+    return h("tr", { class: phase && !isJob ? "" : "sum" },
+      k ? null : head(rows.length),
+      h("td", { class: "left" }, isJob ? `job, ${f.integer(run.job.reporting)} ranks` : phase ? WORDS[phase.phase] ?? f.short(phase.phase, 20) : run.job ? "rank 0" : "run"),
+      h("td", {}, phase && !isJob ? f.integer(one.n_steps) : ""),
+      h("td", {}, isJob ? "" : f.duration(one.duration_s)),
       h("td", {}, h("span", {}, f.wattHours(one.energy_j)), f.known(one.energy_lo_j) ? h("small", {}, `${f.wattHours(one.energy_lo_j)} – ${f.wattHours(one.energy_hi_j)}`) : null),
-      h("td", {}, f.percent(share)),
+      h("td", {}, isJob ? "" : f.percent(share)),
       h("td", { class: "meter" }, phase && share ? h("i", { style: { width: `${Math.min(100, 100 * share)}%`, "--c": ctx.color(run) } }) : null),
       h("td", {}, f.grams(one.emissions_g)),
-      h("td", {}, f.known(one.energy_j) && one.duration_s > 0 ? f.si(one.energy_j / one.duration_s, "W") : f.UNKNOWN));
+      h("td", {}, isJob ? "" : f.known(one.energy_j) && one.duration_s > 0 ? f.si(one.energy_j / one.duration_s, "W") : f.UNKNOWN));
   });
 }
 
 function waste(ctx, done) {
   const rows = ctx.chosen.flatMap((run) => {
     const status = statusOf(run);
-    const perJoule = run.totals.energy_j > 0 && f.known(run.totals.emissions_g) ? run.totals.emissions_g / run.totals.energy_j : null;
+    const used = run.job ?? run.totals; // of this segment
+    const perJoule = used.energy_j > 0 && f.known(used.emissions_g) ? used.emissions_g / used.energy_j : null;
     const found = [];
-    if (status === "failed" || status === "killed") found.push([run, `${status}: all that the run used`, run.totals.energy_j, 1]);
-    if (status === "silent") found.push([run, "no news for 15 minutes; all that it used, if it was killed", run.totals.energy_j, 1]);
+    if (status === "failed" || status === "killed") found.push([run, `${status}: all that the run used`, used.energy_j ?? null, 1]);
+    if (status === "silent") found.push([run, "no news for 15 minutes; all that it used, if it was killed", used.energy_j ?? null, 1]);
     if (f.known(run.resumedFrom)) {
       const joules = done.get(run.id) ?? null;
       found.push([run, `done again: steps after ${f.integer(run.resumedFrom)}, where it went on from a checkpoint`, joules, joules === null || !run.totalJ ? null : joules / run.totalJ]);
     }
     return found.map(([own, why, joules, share]) => ({ own, why, joules, share, grams: joules === null || perJoule === null ? null : joules * perJoule }));
   });
-  return h("section", { class: "panel" }, h("h2", {}, "Wasted energy"),
+  return h("section", { class: "panel holds-table" }, h("h2", {}, "Wasted energy"),
     rows.length
-      ? h("div", { class: "scroll" }, h("table", { class: "projection" },
+      ? h("div", { class: "scroll" }, foldable(h("table", { class: "projection" },
         h("thead", {}, h("tr", {}, ["Run", "What", "Energy", "Share of the run", "Emissions"].map((title) => h("th", { scope: "col" }, title)))),
         h("tbody", {}, rows.map(({ own, why, joules, share, grams }) => h("tr", {},
           h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(own) } }), named(own.told, { class: "strong" })),
-          h("td", { class: "left" }, why), h("td", {}, joules === null ? "not known" : f.wattHours(joules)), h("td", {}, f.percent(share)), h("td", {}, f.grams(grams)))))))
+          h("td", { class: "left" }, why), h("td", {}, joules === null ? "not known" : f.wattHours(joules)), h("td", {}, f.percent(share)), h("td", {}, f.grams(grams))))))))
       : h("p", { class: "note" }, "None known: no chosen run failed, fell silent, or did steps again after a checkpoint."));
 }

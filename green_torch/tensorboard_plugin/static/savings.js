@@ -1,7 +1,7 @@
 // Savings: a planned run with each of the chosen runs' rates, on one grid, at one PUE and price.
 
-import { UNITS, against, askRegions, commonUnit, interval, isModelled } from "./data.js";
-import { fill, h, named } from "./dom.js";
+import { UNITS, against, askRegions, commonUnit, departure, interval, isModelled, isPaired } from "./data.js";
+import { fill, foldable, h, named } from "./dom.js";
 import * as f from "./format.js";
 
 const HOME = ["world", "FR", "SE", "DE", "US-CA", "US-TX", "IN", "aws:us-east-1", "gcp:europe-west1"]; // to look at elsewhere
@@ -25,7 +25,7 @@ export function mount(root, first) {
   const planSlide = h("input", { type: "range", "data-key": "plan slider", min: PLAN.from, max: PLAN.to, step: 0.05, "aria-label": "Planned amount of work, logarithmic", oninput: (event) => set({ plan: Number((10 ** Number(event.target.value)).toPrecision(2)) }) });
   const plan = number("plan", { min: 1, step: "any", id: "plan", oninput: (event) => positive(event) && set({ plan: positive(event) }) });
   const planWord = h("output", { for: "plan", class: "hint" });
-  const region = h("input", { type: "text", list: "regions", id: "region", "data-key": "region", autocomplete: "off", spellcheck: "false", placeholder: "as each run was measured", onchange: (event) => set({ region: event.target.value.trim() }) });
+  const region = h("input", { type: "text", list: "regions", id: "region", "data-key": "region", autocomplete: "off", spellcheck: "false", placeholder: "as measured", onchange: (event) => set({ region: event.target.value.trim() }) });
   const regionWord = h("p", { class: "hint" });
   const pueSlide = h("input", { type: "range", "data-key": "pue slider", min: 1, max: 2, step: 0.01, "aria-label": "PUE", oninput: (event) => set({ pue: Number(event.target.value) }) });
   const pue = number("pue", { min: 1, max: 5, step: 0.01, id: "pue", oninput: (event) => Number(event.target.value) >= 1 && set({ pue: Number(event.target.value) }) });
@@ -126,16 +126,16 @@ function cellOf(found, format) {
 
 function resultTable(ctx, rows, unit, planned, price) {
   const embodied = rows.some((row) => row.embodied !== null);
-  return h("section", { class: "panel", "aria-label": "The planned run with each" },
+  return h("section", { class: "panel holds-table", "aria-label": "The planned run with each" },
     h("h2", {}, `${f.count(planned)} ${UNITS[unit]} with each`),
     h("div", { class: "scroll", tabindex: 0, "data-scroll": "planned", role: "region", "aria-label": "Projection table" },
-      h("table", { class: "projection" },
+      foldable(h("table", { class: "projection" },
         h("thead", {}, h("tr", {}, ["Run", "Time", "IT energy", "Facility energy", "Emissions", embodied ? "Embodied" : null, f.known(price) ? "Money" : null].filter(Boolean).map((title) => h("th", { scope: "col" }, title)))),
         h("tbody", {}, rows.map((row) => h("tr", { class: row.run === ctx.base ? "is-base" : "" },
           h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(row.run) } }), named(row.run.told, { class: "strong" }), row.run === ctx.base ? h("span", { class: "badge base" }, "baseline") : null),
           cellOf(row.hours, f.hours), cellOf(row.it, kwhText), cellOf(row.kwh, kwhText), cellOf(row.grams, f.grams),
           embodied ? h("td", {}, f.grams(row.embodied)) : null,
-          f.known(price) ? cellOf(row.money, f.money) : null))))),
+          f.known(price) ? cellOf(row.money, f.money) : null)))))),
     h("p", { class: "note" }, `On the same device and at the same rates. Low to high: scatter between blocks, and the meter's bounds. Emissions are operational: facility energy × grid intensity.${rows.some((row) => isModelled(row.run)) ? " Where power was modelled, energy follows from time." : ""}`));
 }
 
@@ -154,9 +154,10 @@ function saved(ctx, rows, price, unit) {
       const signed = (value) => format(value).replace("-", "−");
       return `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}${ends.length ? ` (${f.span(signed, least * amount, most * amount, " to ")})` : ""}`;
     };
+    const departed = isPaired(ctx.base, row.run) ? departure(ctx.base, row.run) : "";
     const { refused } = energy;
-    if (refused && time.refused) {
-      return h("div", { class: "card refused", style: { "--c": ctx.color(row.run) } }, h("p", { class: "claim" }, named(row.run.told), ": no saving is told"), h("p", { class: "detail" }, refused));
+    if (departed || (refused && time.refused)) {
+      return h("div", { class: "card refused", style: { "--c": ctx.color(row.run) } }, h("p", { class: "claim" }, named(row.run.told), ": no saving is told"), h("p", { class: "detail" }, departed || refused));
     }
     const sure = !refused && energy.distinguishable;
     const grid = row.perKwh === base.perKwh && row.facility === base.facility;
@@ -182,7 +183,7 @@ function elsewhere(ctx, rows, table) {
   const places = HOME.map((code) => table.get(code)).filter(Boolean);
   const of = (place) => best.it[0] * (ctx.state.pue ?? place.pue ?? best.run.pue ?? 1) * place.g_per_kwh;
   const top = Math.max(...places.map(of));
-  return h("section", { class: "panel", "aria-label": "The same run elsewhere" },
+  return h("section", { class: "panel holds-table", "aria-label": "The same run elsewhere" },
     h("h2", {}, "The same run elsewhere: ", named(best.run.told)),
     h("div", { class: "scroll" }, h("table", { class: "projection elsewhere" },
       h("thead", {}, h("tr", {}, ["Region", "Grid", "PUE", "Emissions", ""].map((title) => h("th", { scope: "col" }, title)))),

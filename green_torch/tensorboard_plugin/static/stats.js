@@ -2,6 +2,8 @@
 
 const CONFIDENCE = 0.95;
 const FEWEST_EFFECTIVE = 2;
+const MIN_DRIFT = 6; // pairs; a slope costs a degree of freedom: with fewer it costs more than the drift that it removes
+const SPENT_WHEN_LOOKING = 0.8; // of the error rate
 const MIN_CORRELATION = 8; // values; with fewer, a lag-1 autocorrelation is noise
 const ONE_SIDED_5_PERCENT = 1.645;
 const MAX_CORRELATION = 0.95;
@@ -84,28 +86,46 @@ function autocorrelation(residuals) {
   return Math.min(raw + (1 + 3 * raw) / n, MAX_CORRELATION);
 }
 
-/** Mean, its standard error and degrees of freedom, of values in order of time; fewer than two have no error. */
-export function meanError(values) {
-  const n = values.length;
-  const mean = sum(values) / n;
-  if (n < 2) return { mean, error: null, dof: null, n, nEffective: null };
-  const residuals = values.map((value) => value - mean);
-  const r = autocorrelation(residuals);
-  const nEffective = Math.max(FEWEST_EFFECTIVE, (n * (1 - r)) / (1 + r));
-  const variance = sum(residuals.map((x) => x * x)) / (n - 1);
-  return { mean, error: Math.sqrt(variance / nEffective), dof: Math.max(1, nEffective - 1), n, nEffective };
+const flat = (values) => {
+  const mean = sum(values) / values.length;
+  return { mean, residuals: values.map((value) => value - mean), leverage: 1 / values.length, fitted: 1 };
+};
+
+/** Least squares with a slope, seen at x = 0; null where zero lies outside the x. */
+function line(xs, ys) {
+  if (!(Math.min(...xs) < 0 && Math.max(...xs) > 0)) return null;
+  const n = xs.length;
+  const [xMean, yMean] = [sum(xs) / n, sum(ys) / n];
+  const xSpread = sum(xs.map((x) => (x - xMean) ** 2));
+  const slope = sum(xs.map((x, k) => (x - xMean) * (ys[k] - yMean))) / xSpread;
+  const mean = yMean - slope * xMean;
+  return { mean, residuals: ys.map((y, k) => y - mean - slope * xs[k]), leverage: 1 / n + xMean ** 2 / xSpread, fitted: 2 };
 }
 
-/** The mean with its interval; the same as statistics.mean_interval without a covariate. */
-export function meanInterval(values, confidence = CONFIDENCE) {
-  const { mean, error, dof, n, nEffective } = meanError(values);
+/** Mean, its standard error and degrees of freedom, of values in order of time; fewer than two have no error. */
+export function meanError(values, covariate = null) {
+  const n = values.length;
+  const { mean, residuals, leverage, fitted } = (covariate && n >= MIN_DRIFT && line(covariate, values)) || flat(values);
+  if (n < 2) return { mean, error: null, dof: null, n, nEffective: null };
+  const r = autocorrelation(residuals);
+  const nEffective = Math.max(FEWEST_EFFECTIVE, (n * (1 - r)) / (1 + r));
+  const variance = sum(residuals.map((x) => x * x)) / (n - fitted);
+  return { mean, error: Math.sqrt((variance * leverage * n) / nEffective), dof: Math.max(1, nEffective - fitted), n, nEffective };
+}
+
+/** The mean with its interval; the same as statistics.mean_interval. */
+export function meanInterval(values, confidence = CONFIDENCE, covariate = null) {
+  const { mean, error, dof, n, nEffective } = meanError(values, covariate);
   if (error === null) return { mean, lo: null, hi: null, n, nEffective: null };
   const half = error * tQuantile(0.5 + confidence / 2, dof);
   return { mean, lo: mean - half, hi: mean + half, n, nEffective };
 }
 
-/** The confidence of each single interval so that `nCompared` of them hold together (Bonferroni), as statistics.corrected_confidence. */
-export const corrected = (confidence, nCompared) => 1 - (1 - confidence) / nCompared;
+/**
+ * The confidence of each single interval so that `nCompared` of them hold together (Bonferroni), also where the width of the interval
+ * ended the measurement (`looking`); as statistics.corrected_confidence.
+ */
+export const corrected = (confidence, nCompared, looking = false) => 1 - ((1 - confidence) * (looking ? SPENT_WHEN_LOOKING : 1)) / nCompared;
 
 /** At most `n` stretches of about as many steps each, in order, none empty; as green_torch/experiment/recorded.py cuts a run. */
 export function stretches(blocks, n = 20) {
@@ -139,7 +159,7 @@ export function difference(a, b, { instrument = null, gain = null, confidence = 
   const [of, to] = [meanError(a.map(Math.log)), meanError(b.map(Math.log))];
   const middle = to.mean - of.mean;
   const gained = gain && [Math.expm1(middle + Math.log(gain[0])), Math.expm1(middle + Math.log(gain[1]))];
-  const found = { estimate: Math.expm1(middle), lo: null, hi: null, instrument, gained, nCompared, distinguishable: false };
+  const found = { estimate: Math.expm1(middle), lo: null, hi: null, instrument, gained, nCompared, confidence, nPairs: null, distinguishable: false };
   if (of.error === null || to.error === null) return { ...found, note: "can't be told apart: one block of a run has no scatter to judge by" };
   const [va, vb] = [of.error ** 2, to.error ** 2];
   const parts = va ** 2 / of.dof + vb ** 2 / to.dof;
@@ -149,6 +169,32 @@ export function difference(a, b, { instrument = null, gain = null, confidence = 
   const why = spans([lo, hi]) ? "the interval spans zero" : spans(instrument) ? "the meter's own bounds span zero"
     : spans(gained) ? "the sensors' gain errors, unlike each other, could make up the difference" : "";
   return { ...found, lo, hi, note: why && `can't be told apart: ${why}`, distinguishable: !why };
+}
+
+const logRatio = (a, b) => (a <= 0 ? Infinity : b <= 0 ? -Infinity : Math.log(b / a));
+
+/**
+ * How much more b is than a, of the blocks of two runs that were measured in turn: `a[k]` and `b[k]` are rates of one round, `gaps[k]` how
+ * much later b's was. The same as statistics.paired_difference. `bounds`: [[[low, high] of each a], [the same of each b]], or null.
+ */
+export function pairedDifference(a, b, { gaps, bounds = null, gain = null, confidence = CONFIDENCE, nCompared = 1, looking = false }) {
+  const { mean, lo, hi } = meanInterval(a.map((value, k) => logRatio(value, b[k])), corrected(confidence, nCompared, looking), gaps);
+  const out = (ends) => ends && ends.map(Math.expm1);
+  const middle = (values) => sum(values) / values.length;
+  const meter = bounds && [
+    middle(bounds[0].map(([, high], k) => logRatio(high, bounds[1][k][0]))),
+    middle(bounds[0].map(([low], k) => logRatio(low, bounds[1][k][1]))),
+  ];
+  const gained = gain && gain.map((factor) => mean + Math.log(factor));
+  const spans = (ends) => ends && ends[0] <= 0 && ends[1] >= 0;
+  const why = lo === null ? "one block of each has no scatter to judge by" : spans([lo, hi]) ? "the interval spans zero"
+    : meter && (spans(meter) || meter[0] * lo < 0) ? "the meter's own bounds span zero"
+      : spans(gained) ? "the sensors' gain errors, unlike each other, could make up the difference" : "";
+  const [low, high] = lo === null ? [null, null] : out([lo, hi]);
+  return {
+    estimate: Math.expm1(mean), lo: low, hi: high, instrument: out(meter), gained: out(gained), nCompared, confidence, nPairs: a.length,
+    note: why && `can't be told apart: ${why}`, distinguishable: !why,
+  };
 }
 
 /**

@@ -4,6 +4,7 @@ import { lines } from "./charts.js";
 import { fill, h, named } from "./dom.js";
 import * as f from "./format.js";
 
+const SLACK_S = 0.25; // by which a record may seem to have begun late
 const SHADE = { eval: "evaluation", save: "saving", setup: "setup", paused: "paused", other: "other" };
 
 export function mount(root) {
@@ -44,8 +45,9 @@ export function mount(root) {
 const clean = (name) => name.replace(/[^-.0-9A-Z_a-z]/g, "_").slice(0, 64);
 const powerTags = (domain) => ["power", "power_lo", "power_hi"].map((kind) => `green_detail/${kind}_${clean(domain.name)}_W`);
 const TOTAL = "green/power_W";
+const STEP_TIME = "green/step_time_s";
 const GRID = "green/intensity_gCO2e_per_kWh";
-const tagsOf = (run) => [TOTAL, GRID, ...run.domains.slice(0, 16).flatMap(powerTags)];
+const tagsOf = (run) => [TOTAL, GRID, STEP_TIME, ...run.domains.slice(0, 16).flatMap(powerTags)];
 
 /** Points of a tag on the axis asked for: steps, or seconds since the run began. */
 function pointsOf(series, tag, x, origin) {
@@ -54,8 +56,18 @@ function pointsOf(series, tag, x, origin) {
   return found.step.map((step, k) => [x === "step" ? step : found.wall_s[k] - origin, found.value[k]]).filter(([at, value]) => f.known(at) && f.known(value));
 }
 
-/** The same with a gap wherever another phase was: nobody drew that power by training. */
-function broken(points, shades, x) {
+/** When the record that ends at each point began, by what its steps took: before that, the run may have been suspended. */
+function beginnings(series, origin) {
+  const found = series[STEP_TIME];
+  const begins = new Map();
+  found?.step.forEach((step, k) => {
+    if (k && f.known(found.value[k])) begins.set(found.wall_s[k] - origin, found.wall_s[k] - origin - (step - found.step[k - 1]) * found.value[k]);
+  });
+  return begins;
+}
+
+/** The same with a gap wherever another phase was, or nothing: nobody drew that power by training. */
+function broken(points, shades, begins, x) {
   if (x === "step") return points;
   const found = [];
   let next = 0;
@@ -63,6 +75,10 @@ function broken(points, shades, x) {
     while (next < shades.length && shades[next].to <= point[0] - 1e-9) {
       if (found.length && found.at(-1)[0] < shades[next].to) found.push([shades[next].from, NaN, NaN]);
       next += 1;
+    }
+    const begin = begins.get(point[0]);
+    if (found.length && begin - found.at(-1)[0] > Math.max(SLACK_S, (point[0] - begin) / 2)) {
+      found.push([begin, NaN, NaN], [begin, ...point.slice(1)]);
     }
     found.push(point);
   }
@@ -79,7 +95,8 @@ function charts(ctx, run, series) {
     kind: SHADE[span.phase] ? span.phase : "other",
     name: `${SHADE[span.phase] ?? span.phase}: ${f.duration(span.end_s - span.start_s)}, ${f.wattHours(span.energy_j)}`,
   }));
-  const gapped = (found) => broken(found, shades, x);
+  const begins = beginnings(series, origin);
+  const gapped = (found) => broken(found, shades, begins, x);
   const domains = run.domains.map((domain, k) => {
     const [tag, low, high] = powerTags(domain);
     const [lows, highs] = [new Map(points(low)), new Map(points(high))];
@@ -92,7 +109,7 @@ function charts(ctx, run, series) {
     };
   }).filter((one) => one.points.length);
   const total = gapped(points(TOTAL));
-  const drawn = domains.length > 1 ? [{ name: "all together", color: "var(--text)", points: total }, ...domains] : domains.length ? domains : [{ name: "all together", color: ctx.color(run), points: total }];
+  const drawn = domains.length > 1 || (run.job && domains.length) ? [{ name: run.job ? "all ranks together" : "all together", color: "var(--text)", points: total }, ...domains] : domains.length ? domains : [{ name: "all together", color: ctx.color(run), points: total }];
   const grid = points(GRID);
   if (!drawn.some((one) => one.points.length)) {
     return h("div", { class: "empty" }, h("h2", {}, "No power curve yet"), h("p", {}, run.domains.length ? "The run has logged no typical step so far; the curve appears with the first." : "Nothing measures energy on this machine: green-torch doctor tells what would."));
@@ -103,7 +120,7 @@ function charts(ctx, run, series) {
   return [
     h("section", { class: "panel" }, h("h2", {}, "Power: ", named(run.told)), legend(drawn),
       lines({ ...common, label: "Power", series: drawn, yFormat: (value) => f.si(value, "W"), fromZero: true, height: 300 }),
-      h("p", { class: "note" }, domains.some((one) => one.band.length) ? "Band: where the power of each record lies by the counter's update times (0 ≤ P ≤ 1.5 × the limit). Dashed: modelled." : "No band: these joules are sampled or modelled, so nothing bounds them. Dashed: modelled."),
+      h("p", { class: "note" }, domains.some((one) => one.band.length) ? "Band: where the power of each record lies by the counter's update times (0 ≤ P ≤ 1.5 × the limit). Dashed: modelled." : "No band: these joules are sampled or modelled, so nothing bounds them. Dashed: modelled.", run.job ? " Lines by device and phases are rank zero's." : ""),
       kinds.length ? h("p", { class: "legend" }, kinds.map((kind) => h("span", {}, h("i", { class: `shade-key ${kind}` }), SHADE[kind])), run.nSpans > run.spans.length ? h("span", {}, `${run.spans.length} of ${f.integer(run.nSpans)} shown`) : null) : null),
     grid.length ? h("section", { class: "panel" }, h("h2", {}, "Grid intensity"), lines({ ...common, label: "Grid intensity", series: [{ name: run.grid?.region ?? "grid", color: "var(--line-4)", points: grid }], yFormat: (value) => `${f.tick(value)} g`, fromZero: true, height: 150 }),
       h("p", { class: "note" }, `gCO2e/kWh${run.grid ? `, ${f.short(run.grid.region, 60)}, ${run.grid.basis}; ${f.short(run.grid.source ?? "", 120)}` : ", by the run's intensity provider"}`)) : null,
