@@ -135,27 +135,71 @@ def paired_difference(
     scatter = None if mean.lo is None or mean.hi is None else (mean.lo, mean.hi)
     instrument = _instrument(a_bounds, b_bounds, relative=relative)
     gained = None if gain is None or not relative else (mean.mean + math.log(gain[0]), mean.mean + math.log(gain[1]))
-    note = _note(scatter, instrument, gained)
-    out = _ratio_less_one if relative else float
-    lo, hi = (None, None) if scatter is None else (out(scatter[0]), out(scatter[1]))
-    instrument_lo, instrument_hi = (None, None) if instrument is None else (out(instrument[0]), out(instrument[1]))
-    gain_lo, gain_hi = (None, None) if gained is None else (out(gained[0]), out(gained[1]))
-    return Difference(
-        estimate=out(mean.mean),
-        lo=lo,
-        hi=hi,
-        n_blocks=len(a),
+    return _told(
+        mean.mean,
+        scatter,
+        instrument,
+        gained,
+        len(a),
+        n_effective=mean.n_effective,
         relative=relative,
         confidence=confidence,
-        distinguishable=not note,
-        instrument_lo=instrument_lo,
-        instrument_hi=instrument_hi,
-        n_effective=mean.n_effective,
-        note=note,
-        gain_lo=gain_lo,
-        gain_hi=gain_hi,
         n_compared=n_compared,
         looking=looking,
+    )
+
+
+def unpaired_difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    a_bounds: Bounds | None = None,
+    b_bounds: Bounds | None = None,
+    gain: Bounds | None = None,
+    n_compared: int = 1,
+) -> Difference:
+    """Compares by ratio two series of block means that make no pairs, each in order of time and above zero.
+
+    Welch's interval (1947, Biometrika 34:28) on the means of the logarithms; each mean's spread allows for autocorrelation, and the
+    number of independent values that it leaves gives the degrees of freedom. ``a_bounds`` and ``b_bounds`` are what the meter warrants
+    of each series as a whole; the rest is as of :func:`paired_difference`.
+
+    Raises:
+        ArgumentError: an empty series, or a value that is not finite or not above zero; bounds and confidence as there.
+    """
+    bounds = [None if one is None else [one] for one in (a_bounds, b_bounds)]
+    for side in (a, b):
+        _check(side, side, None, relative=True, others=())
+    _check_bounds(*bounds)
+    each = corrected_confidence(confidence, n_compared=n_compared)
+    means = [mean_interval([math.log(value) for value in side], confidence=each) for side in (a, b)]
+    estimate = means[1].mean - means[0].mean
+    spreads, dofs = [], []
+    for mean in means:
+        if mean.lo is not None and mean.hi is not None and mean.n_effective is not None:
+            dofs.append(max(1.0, mean.n_effective - 1))
+            spreads.append((mean.hi - mean.lo) / 2 / t_quantile(0.5 + each / 2, dofs[-1]))
+    scatter: Bounds | None = None
+    if len(spreads) == len(means):
+        variance = math.fsum(spread**2 for spread in spreads)
+        parts = math.fsum(spread**4 / dof for spread, dof in zip(spreads, dofs, strict=True))
+        half = math.sqrt(variance) * t_quantile(0.5 + each / 2, variance**2 / parts if parts else math.inf)
+        scatter = estimate - half, estimate + half
+    instrument = _instrument(*bounds, relative=True)
+    gained = None if gain is None else (estimate + math.log(gain[0]), estimate + math.log(gain[1]))
+    n_effective = min((mean.n_effective for mean in means if mean.n_effective is not None), default=None)
+    return _told(
+        estimate,
+        scatter,
+        instrument,
+        gained,
+        min(len(a), len(b)),
+        n_effective=n_effective,
+        relative=True,
+        confidence=confidence,
+        n_compared=n_compared,
+        looking=False,
     )
 
 
@@ -379,6 +423,43 @@ def _instrument(
     lows = [_difference(a_hi, b_lo, relative=relative) for (_, a_hi), (b_lo, _) in zip(a_bounds, b_bounds, strict=True)]
     highs = [_difference(a_lo, b_hi, relative=relative) for (a_lo, _), (_, b_hi) in zip(a_bounds, b_bounds, strict=True)]
     return sum(lows) / len(lows), sum(highs) / len(highs)
+
+
+def _told(
+    estimate: float,
+    scatter: Bounds | None,
+    instrument: Bounds | None,
+    gained: Bounds | None,
+    n_blocks: int,
+    *,
+    n_effective: float | None,
+    relative: bool,
+    confidence: float,
+    n_compared: int,
+    looking: bool,
+) -> Difference:
+    """The difference of an estimate and intervals that are logarithms where ``relative``."""
+    out = _ratio_less_one if relative else float
+    ends = [(None, None) if one is None else (out(one[0]), out(one[1])) for one in (scatter, instrument, gained)]
+    (lo, hi), (instrument_lo, instrument_hi), (gain_lo, gain_hi) = ends
+    note = _note(scatter, instrument, gained)
+    return Difference(
+        estimate=out(estimate),
+        lo=lo,
+        hi=hi,
+        n_blocks=n_blocks,
+        relative=relative,
+        confidence=confidence,
+        distinguishable=not note,
+        instrument_lo=instrument_lo,
+        instrument_hi=instrument_hi,
+        n_effective=n_effective,
+        note=note,
+        gain_lo=gain_lo,
+        gain_hi=gain_hi,
+        n_compared=n_compared,
+        looking=looking,
+    )
 
 
 def _note(scatter: Bounds | None, instrument: Bounds | None, gained: Bounds | None) -> str:

@@ -72,7 +72,7 @@ def found(tmp_path_factory):
             steps_per_block=3,
             threads=1,
             confidence=CONFIDENCE,
-            track={"intensity": 100.0, "meters": Gpus()},
+            track={"intensity": 100.0, "meters": Gpus(), "peak_flop_per_s": 1e12},
         )
 
 

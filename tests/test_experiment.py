@@ -54,6 +54,7 @@ from green_torch.experiment.worker import (
 from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
 from green_torch.meters.nvml import NvmlMeter
 from green_torch.records import DevicePeak, Domain, Manifest, Method
+from green_torch.sinks.codec import plain
 from green_torch.surroundings import peak_memory_bytes
 from green_torch.testing import ScriptedClock, ScriptedMeter
 from tests.simnvml import Gpu, constant, simulated
@@ -148,7 +149,7 @@ def script(method=Method.COUNTER, step_s=None, watts=None, meter=None):
     else:
         meter = meter(clock, power)
     build = partial(scripted_build, clock=clock, power=power, step_s=step_s or {}, watts=watts or {})
-    return build, {"clock": clock, "meters": [meter], "intensity": 100.0, "poll_interval_s": 0.02}
+    return build, {"clock": clock, "meters": [meter], "intensity": 100.0, "poll_interval_s": 0.02, "peak_flop_per_s": 1e12}
 
 
 def serve(variant, orders, *, build, track, warmup_steps=2, log_dir=None, stopped=lambda: False):
@@ -239,6 +240,7 @@ class TestArguments:
             ("m:f", ["fp32"], {"budget_j": math.nan}, "budget_j=nan"),
             ("m:f", ["fp32"], {"confidence": 1.0}, "confidence"),
             ("m:f", ["fp32"], {"loss_tolerance": -1}, "loss_tolerance"),
+            ("m:f", ["fp32"], {"track": {"log_every_n_steps": 5}}, "log_every_n_steps.*leave it out"),
         ],
     )
     def test_refused(self, build, variants, more, match):
@@ -313,6 +315,25 @@ class TestWorker:
         assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5]
         assert {event.step for event in events.Scalars("green/step_time_s")} <= set(range(6))
 
+    def test_blocks_are_given_to_the_dashboard(self, tmp_path):
+        """Every block goes to TensorBoard as it went to the parent, with what the dashboard must know of the comparison."""
+        import json
+
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        build, track = script()
+        inbox = iter([WARM_UP, *(Order(number, number % 2, 3) for number in range(3)), None])
+        comparison = {"id": "one", "looking": True, "confidence": 0.9, "loss_tolerance": 0.02}
+        job = Job(build, Variant("a"), 0, 2, str(tmp_path / "a"), None, track, comparison)
+        blocks = blocks_of(_serve(job, lambda: next(inbox), lambda: False))
+        events = EventAccumulator(str(tmp_path / "a")).Reload()
+        tensors = events.Tensors("green/comparison")
+        told = json.loads(tensors[-1].tensor_proto.string_val[0])
+        assert told["blocks"] == [{**plain(block), "diverged": False} for block in blocks]
+        assert len(told["blocks"]) == 3
+        assert {key: told[key] for key in comparison} == comparison
+        assert told["built_in"] is False
+
     def test_stopped_in_a_block(self):
         """A block that is stopped on the way gives no block, and the run is closed."""
         build, track = script()
@@ -329,6 +350,13 @@ class TestWorker:
         arm = _Arm(Job(build, Variant("a"), 0, 1, None, None, track))
         with pytest.raises(ArgumentError, match="intensity"):
             arm._file(replies[-1])
+
+    def test_a_function_that_is_not_there(self):
+        """It is a wrong argument for all variants, and the reply names what there is."""
+        (reply,) = serve(Variant("a"), [], build=f"{__name__}:hungri", track={})
+        assert isinstance(reply, Refused)
+        assert "no function 'hungri'" in str(reply.error)
+        assert "hungry" in str(reply.error)
 
     def test_data_that_ends_is_gone_through_again(self):
         """Seven batches serve any number of steps; none at all is an error."""
@@ -803,7 +831,7 @@ class TestLargestBatch:
     def test_in_a_worker(self):
         """Beside a comparison on a CPU, within a limit that is given: what fits, what does not, and what a sample costs there."""
         limit = peak_memory_bytes(None) + 2**27
-        meters = {"meters": [], "intensity": 100}
+        meters = {"meters": [], "intensity": 100, "peak_flop_per_s": 1e12}
         whole = compare(hungry, ["fp32"], blocks=1, steps_per_block=1, threads=1, track=meters, largest_batch=limit)
         (found,) = whole.largest
         assert found.complete

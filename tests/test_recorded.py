@@ -11,8 +11,7 @@ import pytest
 
 import green_torch
 from green_torch.errors import ArgumentError, LedgerError, UnknownRegionError
-from green_torch.experiment.recorded import _difference, _Kept, _read, _stretch_bounds, compare_runs
-from green_torch.experiment.results import Block
+from green_torch.experiment.recorded import _Kept, _read, _stretch_bounds, compare_runs
 from green_torch.records import Method
 from green_torch.testing import ScriptedClock, ScriptedMeter
 
@@ -86,26 +85,6 @@ def test_a_run_cant_be_told_apart_from_its_like(base, tmp_path):
     """Another run of the same is no finding."""
     other, *_ = run(tmp_path / "other", seed=1)
     assert compare_runs([base[0], other]).energy("other").note.startswith("can't be told apart")
-
-
-def test_unpaired_intervals_hold_the_truth_as_often_as_they_say():
-    """Of 300 comparisons of two runs with a true difference of 2 % and autocorrelated noise, about 95 % of the intervals hold it."""
-    rng = random.Random(7)
-
-    def series(level):
-        drift, blocks = 0.0, []
-        for number in range(20):
-            drift = 0.3 * drift + rng.gauss(0, 0.01)
-            blocks.append(Block(number, 0, 1, level * (1 + drift), *[None] * 7, TOKENS, None, None))
-        return blocks
-
-    held = 0
-    for _ in range(300):
-        found = _difference(
-            series(1.0), series(1.02), "duration_s", "tokens", bounds=(None, None), gain=None, confidence=0.95, n_compared=1
-        )
-        held += found.lo <= 0.02 <= found.hi
-    assert 0.90 <= held / 300 <= 0.985
 
 
 def test_bounds_of_neighbours_share_their_boundaries(base):

@@ -51,6 +51,8 @@ _STOPPED = {
     "budget_s": "The time was spent",
     "budget_j": "The energy was spent",
 }
+_SAME_PEAK = 0.02  # relative: measured twice, one peak comes out as two numbers
+_WIDE = 12  # letters of a name, beyond which it takes a line for each option
 _FEW = 3  # variants, so that a column more still fits a terminal
 
 
@@ -227,10 +229,9 @@ def figures(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
     """One column a variant, one row a quantity; where they are few, how each is known."""
     base = ran[0]
     explain = len(ran) <= _FEW
-    made = table("", *(result.name for result in ran), *(["known from"] if explain else []))
+    made = table("", *(broken(result.name) for result in ran), *(["known from"] if explain else []))
     energy_known = how_known(base.methods, brief=True)
-    peaks = [{(peak.dtype, peak.flop_per_s) for peak in result.peaks} for result in ran]
-    rank = "" if all(own == peaks[0] for own in peaks) else " (other peaks: not ranked)"
+    rank = "" if all(_same_peaks(base, result) for result in ran) else " (other peaks: not ranked)"
     blocks = [block for result in ran for block in result.blocks]
     energy_per: tuple[str, Callable[[VariantResult], str]] = ("Energy per step", lambda r: si(r.energy_per_step_j, "J"))
     for unit in ("samples", "tokens"):
@@ -260,6 +261,17 @@ def figures(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
     return made
 
 
+def _same_peaks(a: VariantResult, b: VariantResult) -> bool:
+    """Whether MFU and HFU of the two are shares of the same."""
+    own, theirs = ({peak.dtype: peak.flop_per_s for peak in result.peaks} for result in (a, b))
+    return own.keys() == theirs.keys() and all(math.isclose(own[key], theirs[key], rel_tol=_SAME_PEAK) for key in own)
+
+
+def broken(name: str) -> str:
+    """A variant's name for a narrow column: "bf16+flash+checkpoint" on three lines."""
+    return name.replace("+", f"{_NEXT_LINE}+") if len(name) > _WIDE else name
+
+
 def differences(comparison: Compared, others: Sequence[VariantResult]) -> Table:
     """One row a variant: how far its time and energy are from the baseline's, and what the instrument leaves open."""
     found = {other.name: (comparison.time(other.name), comparison.energy(other.name)) for other in others}
@@ -280,7 +292,7 @@ def differences(comparison: Compared, others: Sequence[VariantResult]) -> Table:
     for other in others:
         time, energy = found[other.name]
         made.add_row(
-            other.name,
+            broken(other.name),
             difference(time),
             "follows from time" if modelled and energy is not None else difference(energy),
             *([_instrument(energy)] if bounds else []),
@@ -378,7 +390,9 @@ def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> T
     made = table("", *(name for name, _, _ in columns))
     for result in ran:
         found = plan.project(result, comparison.confidence)
-        made.add_row(result.name, *(UNKNOWN if found is None else ranged(pick(found), show) for _, pick, show in columns))
+        made.add_row(
+            broken(result.name), *(UNKNOWN if found is None else ranged(pick(found), show) for _, pick, show in columns)
+        )
     for other in others if base is comparison.baseline else []:
         saving = plan.saving(comparison, other.name)
         cells = ["not comparable"] * len(columns)
@@ -387,7 +401,7 @@ def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> T
             judged = [saving.time if name == "Time" else energy for name, _, _ in columns]
             cells = [saved(pick(saving), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)]
         made.add_section()
-        made.add_row(f"{other.name} in place of {base.name}", *cells)
+        made.add_row(f"{broken(other.name)}{_NEXT_LINE}in place of {base.name}", *cells)
     return made
 
 
@@ -396,18 +410,15 @@ def elsewhere(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) ->
     energies = {
         result.name: (found.energy_kwh if (found := plan.project(result, comparison.confidence)) else None) for result in ran
     }
-    made = table("region", "gCO2e/kWh", "basis", "PUE", *energies)
+    made = table("region", *map(broken, energies))
     for before, grid in zip((None, *plan.elsewhere), plan.elsewhere, strict=False):
         if before is not None and before.basis != grid.basis:
             made.add_section()
         emitted = (None if energy is None else grid.emissions_g(energy) for energy in energies.values())
         year = f", {grid.point.year}" if grid.point.year else ""
-        pue = f"{grid.pue:g}" if grid.pue != 1.0 else "1 (none counted)"
+        pue = f"PUE {grid.pue:g}" if grid.pue != 1.0 else "no PUE"
         made.add_row(
-            grid.region,
-            rounded(grid.point.g_per_kwh),
-            f"{grid.basis}{year}",
-            pue,
+            f"{grid.region}{_NEXT_LINE}{rounded(grid.point.g_per_kwh)} gCO2e/kWh{year}{_NEXT_LINE}{grid.basis}, {pue}",
             *(ranged(figure, grams) for figure in emitted),
         )
     return made
@@ -481,7 +492,7 @@ def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
     if result is None or result.manifest is None:
         return made
     manifest = result.manifest
-    threads = f", {result.threads} threads" if result.threads else ""
+    threads = f", {result.threads} thread{'s' if result.threads > 1 else ''}" if result.threads else ""
     peaks: dict[DevicePeak, list[str]] = {}
     for one in ran:
         for peak in one.peaks:

@@ -181,7 +181,11 @@ def _work(job: _Job, pipe: Connection) -> None:
     """Answers for one batch size after another, until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     try:
-        build = loaded(job.build)
+        try:
+            build = loaded(job.build)
+        except ArgumentError as error:
+            pipe.send(Refused(error))
+            return
 
         import torch
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment.results import Block, Comparison, Saving, VariantResult, _saved, known_sum, project
+from green_torch.experiment.results import Block, Comparison, Saving, VariantResult, known_sum, project, saved_of
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
 from green_torch.records import Flag, IntensityPoint, Manifest, Method, Phase, StepRecord
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, run_files
-from green_torch.statistics import Bounds, Difference, corrected_confidence, gain_range, mean_interval, t_quantile
+from green_torch.statistics import Bounds, Difference, gain_range, unpaired_difference
 
 if TYPE_CHECKING:
     import os
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _BLOCKS = 20  # a run is cut into so many at most: enough for an interval, few enough that neighbours differ
 _WARM_UP_STEPS = 3  # left out of each segment: caches, clocks and allocators settle
-_LARGEST_LOG = 700.0  # exp() overflows beyond
 _SAME_BATCH = 0.01  # relative: a last batch that is not full is no other batch size
 
 
@@ -87,7 +86,7 @@ class RecordedComparison:
         """As :meth:`Comparison.saving`."""
         base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
         duration, energy = self.time(name), self.energy(name)
-        saved = None if base is None else _saved(base.duration_h, duration)
+        saved = None if base is None else saved_of(base.duration_h, duration)
         if base is None or duration is None or saved is None:
             return None
         return Saving(
@@ -96,9 +95,9 @@ class RecordedComparison:
             planned=base.planned,
             unit=base.unit,
             duration_h=saved,
-            energy_kwh=_saved(base.energy_kwh, energy),
-            facility_energy_kwh=_saved(base.facility_energy_kwh, energy),
-            emissions_g=_saved(base.emissions_g, energy),
+            energy_kwh=saved_of(base.energy_kwh, energy),
+            facility_energy_kwh=saved_of(base.facility_energy_kwh, energy),
+            emissions_g=saved_of(base.emissions_g, energy),
             time=duration,
             energy=energy,
         )
@@ -212,18 +211,20 @@ def compare_runs(
         blocks = [*base.blocks, *result.blocks]
         unit = next(unit for unit in ("tokens", "samples", "n_steps") if all(getattr(block, unit) for block in blocks))
         for quantity, found in (("duration_s", times), ("energy_j", energies)):
-            difference = _difference(
-                base.blocks,
-                result.blocks,
-                quantity,
-                unit,
-                bounds=(_whole(runs[0], unit), _whole(run, unit)) if quantity == "energy_j" else (None, None),
-                gain=_gain(runs[0], run) if quantity == "energy_j" else None,
+            rates = [_rates(side, quantity, unit) for side in (base.blocks, result.blocks)]
+            if rates[0] is None or rates[1] is None:
+                continue
+            bounds = (_whole(runs[0], unit), _whole(run, unit)) if quantity == "energy_j" else (None, None)
+            whole = None not in bounds
+            found[result.name] = unpaired_difference(
+                rates[0],
+                rates[1],
                 confidence=confidence,
+                a_bounds=bounds[0] if whole else None,
+                b_bounds=bounds[1] if whole else None,
+                gain=_gain(runs[0], run) if quantity == "energy_j" else None,
                 n_compared=len(others),
             )
-            if difference is not None:
-                found[result.name] = difference
     return RecordedComparison(
         results=tuple(results),
         paths=tuple(run.path for run in runs),
@@ -492,92 +493,7 @@ def _by_sensor(records: Iterable[StepRecord]) -> dict[str, float]:
     return sums
 
 
-def _difference(
-    a: Sequence[Block],
-    b: Sequence[Block],
-    quantity: str,
-    unit: str,
-    *,
-    bounds: tuple[Bounds | None, Bounds | None],
-    gain: Bounds | None,
-    confidence: float,
-    n_compared: int,
-) -> Difference | None:
-    """The relative difference of two series of blocks that make no pairs; ``None`` where a block's figure is not known.
-
-    Welch's interval (1947, Biometrika 34:28) on the means of the logarithms; each mean's spread allows for autocorrelation, and the
-    number of independent values that it leaves gives the degrees of freedom.
-    """
-    rates = [[_rate(block, quantity, unit) for block in side] for side in (a, b)]
-    if any(rate is None or rate <= 0 for side in rates for rate in side):
-        return None
-    each = corrected_confidence(confidence, n_compared=n_compared)
-    means = [mean_interval([math.log(rate or 0.0) for rate in side], confidence=each) for side in rates]
-    estimate = means[1].mean - means[0].mean
-    scatter: Bounds | None = None
-    spreads, dofs = [], []
-    for mean in means:
-        if mean.lo is not None and mean.hi is not None and mean.n_effective is not None:
-            dofs.append(max(1.0, mean.n_effective - 1))
-            spreads.append((mean.hi - mean.lo) / 2 / t_quantile(0.5 + each / 2, dofs[-1]))
-    if len(spreads) == len(means):
-        variance = math.fsum(spread**2 for spread in spreads)
-        parts = math.fsum(spread**4 / dof for spread, dof in zip(spreads, dofs, strict=True))
-        half = math.sqrt(variance) * t_quantile(0.5 + each / 2, variance**2 / parts if parts else math.inf)
-        scatter = estimate - half, estimate + half
-    instrument: Bounds | None = None
-    own, theirs = bounds
-    if own and theirs:
-        instrument = _log(theirs[0], own[1]), _log(theirs[1], own[0])
-    gained = None if gain is None else (estimate + math.log(gain[0]), estimate + math.log(gain[1]))
-    note = _note(scatter, instrument, gained)
-    (lo, hi), (instrument_lo, instrument_hi), (gain_lo, gain_hi) = (
-        (None, None) if interval is None else (_ratio_less_one(interval[0]), _ratio_less_one(interval[1]))
-        for interval in (scatter, instrument, gained)
-    )
-    return Difference(
-        estimate=_ratio_less_one(estimate),
-        lo=lo,
-        hi=hi,
-        n_blocks=min(len(a), len(b)),
-        relative=True,
-        confidence=confidence,
-        distinguishable=not note,
-        instrument_lo=instrument_lo,
-        instrument_hi=instrument_hi,
-        n_effective=min((mean.n_effective for mean in means if mean.n_effective is not None), default=None),
-        note=note,
-        gain_lo=gain_lo,
-        gain_hi=gain_hi,
-        n_compared=n_compared,
-    )
-
-
-def _log(numerator: float, denominator: float) -> float:
-    """The logarithm of a ratio; infinite where a bound is zero."""
-    if denominator <= 0:
-        return math.inf
-    return math.log(numerator / denominator) if numerator > 0 else -math.inf
-
-
-def _ratio_less_one(logarithm: float) -> float:
-    return math.expm1(logarithm) if logarithm < _LARGEST_LOG else math.inf
-
-
-def _rate(block: Block, quantity: str, unit: str) -> float | None:
-    amount, work = getattr(block, quantity), getattr(block, unit)
-    return amount / work if amount is not None and work else None
-
-
-def _note(scatter: Bounds | None, instrument: Bounds | None, gained: Bounds | None) -> str:
-    """Why the two can't be told apart; empty where they can."""
-    if scatter is None:
-        return "can't be told apart: one block of a run has no scatter to judge by"
-    for interval, told in (
-        (scatter, "the interval spans zero"),
-        (instrument, "the meter's own bounds span zero"),
-        (gained, "the sensors' gain errors, unlike each other, could make up the difference"),
-    ):
-        if interval is not None and interval[0] <= 0 <= interval[1]:
-            return f"can't be told apart: {told}"
-    return ""
+def _rates(blocks: Sequence[Block], quantity: str, unit: str) -> list[float] | None:
+    """Per unit of work, block by block; ``None`` where one is not known, or none."""
+    found = [(getattr(block, quantity), getattr(block, unit)) for block in blocks]
+    return [amount / work for amount, work in found] if all(amount and work and amount > 0 for amount, work in found) else None

@@ -351,7 +351,7 @@ class Comparison:
         apart = [(a, b) for a, b in known if abs(b - a) > self.loss_tolerance * abs(a)]
         if apart:
             a, b = apart[-1]
-            return f"not the same training: loss {b:.4g} against {a:.4g}, more than {self.loss_tolerance:.0%} apart"
+            return f"not the same training: loss {b:.4g} against {a:.4g}, more than {100 * self.loss_tolerance:g} % apart"
         return ""
 
     def same_as(self, name: str) -> str:
@@ -404,7 +404,7 @@ class Comparison:
         """
         base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
         duration, energy = self.time(name), self.energy(name)
-        saved = None if base is None else _saved(base.duration_h, duration)
+        saved = None if base is None else saved_of(base.duration_h, duration)
         if base is None or duration is None or saved is None or self.departure(name):
             return None
         return Saving(
@@ -413,9 +413,9 @@ class Comparison:
             planned=base.planned,
             unit=base.unit,
             duration_h=saved,
-            energy_kwh=_saved(base.energy_kwh, energy),
-            facility_energy_kwh=_saved(base.facility_energy_kwh, energy),
-            emissions_g=_saved(base.emissions_g, energy),
+            energy_kwh=saved_of(base.energy_kwh, energy),
+            facility_energy_kwh=saved_of(base.facility_energy_kwh, energy),
+            emissions_g=saved_of(base.emissions_g, energy),
             time=duration,
             energy=energy,
         )
@@ -613,7 +613,7 @@ def _projected(blocks: Sequence[Block], quantity: str, unit: str, planned: float
     return Range(typical * planned, math.exp(interval.lo) * below * planned, math.exp(interval.hi) * above * planned)
 
 
-def _saved(base: Range | None, difference: Difference | None) -> Range | None:
+def saved_of(base: Range | None, difference: Difference | None) -> Range | None:
     """The baseline's figure times what the variant uses less of it."""
     if base is None or difference is None:
         return None

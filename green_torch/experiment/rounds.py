@@ -34,6 +34,7 @@ _BLOCK_S = 2.5  # of each variant, where nothing else says how long: tens of upd
 _MAX_STEPS_PER_BLOCK = 10_000
 _FEWEST_ROUNDS = 4
 _BALANCED_ROUNDS = 4  # after so many rounds, any two variants have come first equally often
+_OWN = {"label", "log_dir", "log_every_n_steps", "model", "run_name"}  # arguments of track() that are ours to give
 _CLOSE_S = 15.0  # how long the workers may take to close their runs
 
 
@@ -118,6 +119,8 @@ def compare(
     )
     tell = _Teller(progress, plan.blocks * len(chosen))
     options = {**(track or {}), **({} if region is None else {"region": region})}
+    if taken := sorted(options.keys() & _OWN):
+        raise ArgumentError(f"track={{{taken[0]!r}: …}}: a comparison sets {', '.join(sorted(_OWN))} itself; leave it out.")
     context = multiprocessing.get_context("spawn")
     stop = context.RawValue("b", 0)
     folders = [None if log_dir is None else str(Path(log_dir) / variant.name) for variant in chosen]

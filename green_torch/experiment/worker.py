@@ -148,7 +148,11 @@ def told(error: BaseException) -> str:
 def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) -> Generator[object, None, None]:
     """Does what it receives orders for, and yields the replies; ``None`` is the order to close."""
     apart_in_cache(job.variant)
-    build = loaded(job.build)
+    try:
+        build = loaded(job.build)
+    except ArgumentError as error:
+        yield Refused(error)
+        return
 
     import torch
 
@@ -218,7 +222,7 @@ def _show(tracker: Tracker, job: Job, bench: _Bench, blocks: Sequence[Block], st
         {
             **job.comparison,
             "ran": bench.trainee.describe(bench.seen),
-            "settings": repr(replace(job.variant, name="")),
+            "settings": repr(replace(job.variant, name="any")),
             "built_in": built_in(job.variant),
             "blocks": [
                 {**plain(block), "diverged": block.loss is not None and not math.isfinite(block.loss)} for block in blocks
@@ -229,11 +233,19 @@ def _show(tracker: Tracker, job: Job, bench: _Bench, blocks: Sequence[Block], st
 
 
 def loaded(build: Build) -> Callable[[Variant], Workload | UserStep]:
-    """The function that ``build`` names, or is."""
+    """The function that ``build`` names, or is.
+
+    Raises:
+        ArgumentError: its module has no such function.
+    """
     if not isinstance(build, str):
         return build
     module, _, name = build.partition(":")
-    function: Callable[[Variant], Workload | UserStep] = getattr(importlib.import_module(module), name)
+    there = importlib.import_module(module)
+    function: Callable[[Variant], Workload | UserStep] | None = getattr(there, name, None)
+    if not callable(function):
+        own = [key for key, value in vars(there).items() if getattr(value, "__module__", "") == module and callable(value)]
+        raise ArgumentError(f"{build!r}: {module} has no function {name!r}; it has {', '.join(sorted(own)) or 'none'}.")
     return function
 
 
