@@ -259,7 +259,10 @@ class RunTotals:
     def phase(self, phase: Phase | str) -> PhaseTotals:
         """The totals of one phase; an empty one where it never came."""
         wanted = Phase(phase)
-        return next((totals for totals in self.phases if totals.phase is wanted), PhaseTotals(wanted))
+        for totals in self.phases:
+            if totals.phase is wanted:
+                return totals
+        return PhaseTotals(wanted)
 
     def share(self, method: Method) -> float | None:
         """The share of the run's joules known by this method, 0-1; ``None`` before the first joule."""
@@ -540,9 +543,9 @@ class RunSummary:
             *self._efficiency_lines(),
             *self._carbon_lines(),
             *self._job_lines(),
-            *(("missing", reason) for reason in manifest.missing),
+            *(("not metered", reason) for reason in manifest.missing),
             *(
-                ("missing", f"{flag.partition(':')[2]} in {count} records, which it could not be read for")
+                ("not metered", f"{flag.partition(':')[2]} in {count} records, which it could not be read for")
                 for flag, count in self.flags.items()
                 if flag.startswith(f"{Flag.METER_FAILED}:")
             ),

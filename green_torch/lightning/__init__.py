@@ -1,4 +1,4 @@
-"""Callbacks for ``lightning.pytorch`` and ``pytorch_lightning``: ``GreenMonitor`` measures what ``track()`` measures.
+"""Callbacks for ``lightning.pytorch`` and ``pytorch_lightning``: ``GreenMonitor`` measures, ``CarbonAwarePause`` waits for a cleaner grid.
 
 ::
 
@@ -8,5 +8,6 @@
 from __future__ import annotations
 
 from green_torch.lightning.monitor import GreenMonitor
+from green_torch.lightning.pause import CarbonAwarePause
 
-__all__ = ["GreenMonitor"]
+__all__ = ["CarbonAwarePause", "GreenMonitor"]

@@ -1,0 +1,443 @@
+"""When a run that is under way had best stop for a while: looked for off the training thread, acted on between two steps.
+
+Every quarter of an hour a thread looks ahead and plans what is left of the run in pieces. Between two steps only times are compared. A
+grid that can't be asked, or a run whose length nobody knows, is not paused; nor is one whose deadline would suffer.
+
+Of several ranks the first one looks ahead. All meet at steps that they agree on beforehand, about once a quarter of an hour, where the
+first one tells whether to pause: one broadcast of a few hundred bytes, and none between.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, final
+
+from green_torch.clock import HostClock
+from green_torch.errors import ArgumentError, GreenTorchError
+from green_torch.intensity.online import iso
+from green_torch.schedule.outlook import DAY_S, Outlook, outlook, repeated
+from green_torch.schedule.planning import RESUME_OVERHEAD_S, Plan, plan, seconds, unix_ns
+from green_torch.schedule.series import series
+from green_torch.units import ns_to_s, s_to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from green_torch.protocols import Clock
+    from green_torch.schedule.planning import Duration
+
+REQUEUE = 75  # exit code: "temporary failure, try again" (EX_TEMPFAIL of BSD's sysexits)
+RESUME_FILE = "green_resume_at"
+CHECK_EVERY_S = 900.0
+IDLE_SHARE = 0.2  # a guess, to be replaced by the machine's own
+MIN_SAVING = 0.05
+_MARGIN = 1.05  # what is left takes at most so much longer than it looks
+_NAP_S = 1.0
+_MEET_S = 30.0  # how often ranks meet while they wait
+_SHORTER = 0.9  # a pause that the deadline would cut by more is planned anew
+_FIRST_MEETING = 8  # steps, by when all know how long one takes
+
+_waiting = False  # this process, in a pause
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause that is worth its cost, by the plan. ``release_unix_ns``: when to hand the job back to a queue, for one that leaves."""
+
+    stop_unix_ns: int
+    resume_unix_ns: int
+    release_unix_ns: int
+    plan: Plan
+
+
+class Company(Protocol):
+    """The ranks of a job, as far as a pause needs them. ``leads``: the first; ``several``: whether there are others."""
+
+    leads: bool
+    several: bool
+
+    def told(self, value: T) -> T:
+        """The first rank's value, on every rank; each must call."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank; each must call."""
+        ...
+
+
+@final
+class Alone:
+    """The only rank."""
+
+    leads, several = True, False
+
+    def told(self, value: T) -> T:
+        """Its own."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Its own."""
+        return flag
+
+
+@final
+class Group:
+    """The ranks of torch's default process group, for a plain loop."""
+
+    def __init__(self) -> None:
+        import torch.distributed
+
+        self._group = torch.distributed
+        self.leads = self._group.get_rank() == 0
+        self.several = self._group.get_world_size() > 1
+
+    def told(self, value: T) -> T:
+        """Broadcasts."""
+        box = [value]
+        self._group.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any(self, flag: bool) -> bool:
+        """Gathers."""
+        flags: list[bool] = [flag] * self._group.get_world_size()
+        self._group.all_gather_object(flags, flag)
+        return any(flags)
+
+
+@final
+class Pauses:
+    """Decides between two steps whether a run pauses, and waits.
+
+    Args:
+        provider: with a forecast or a history.
+        deadline: when the run must be done: a ``datetime`` with its offset, or seconds (a ``timedelta``) from its start.
+        max_wait: how long it may pause altogether. One of the two at least.
+        on_pause: "wait" in place, or "exit".
+        min_saving: less than this fraction of what is left isn't worth a pause.
+        resume_overhead: what a pause adds to the work: saving, loading, warming up.
+        idle_share: draw while waiting in place, over that at work.
+        queue_delay: time in the queue before a job that left goes on.
+        check_every: how often to look ahead.
+        clock: the run's.
+        company: the other ranks.
+        warn: says once what is missing.
+
+    Raises:
+        ArgumentError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        provider: object,
+        *,
+        deadline: datetime | Duration | None = None,
+        max_wait: Duration | None = None,
+        on_pause: Literal["wait", "exit"] = "wait",
+        min_saving: float = MIN_SAVING,
+        resume_overhead: Duration = RESUME_OVERHEAD_S,
+        idle_share: float = IDLE_SHARE,
+        queue_delay: Duration = 0.0,
+        check_every: Duration = CHECK_EVERY_S,
+        clock: Clock | None = None,
+        company: Company | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        if not any(callable(getattr(provider, name, None)) for name in ("forecast", "history")):
+            raise ArgumentError(
+                f"{type(provider).__name__} has neither a forecast nor a history, so nothing tells when to pause: give "
+                "provider=ElectricityMaps(...), UKNeso(), WattTime(...) or Trace(...)"
+            )
+        if deadline is None and max_wait is None:
+            raise ArgumentError("how long may it take? Give deadline= or max_wait=")
+        if on_pause not in ("wait", "exit"):
+            raise ArgumentError(f'on_pause={on_pause!r}: use "wait" or "exit"')
+        for name, share in (("min_saving", min_saving), ("idle_share", idle_share)):
+            if not (isinstance(share, int | float) and 0 <= share <= 1):
+                raise ArgumentError(f"{name}={share!r}: a fraction from 0 to 1 is needed")
+        if isinstance(deadline, datetime):
+            unix_ns(deadline, "deadline")
+        elif deadline is not None:
+            seconds(deadline, "deadline")
+        self._provider = provider
+        self._deadline = deadline
+        self._max_wait_s = None if max_wait is None else seconds(max_wait, "max_wait")
+        self._leaves = on_pause == "exit"
+        self._min_saving = min_saving
+        self._overhead_s = seconds(resume_overhead, "resume_overhead", least=0.0)
+        self._idle = 0.0 if self._leaves else idle_share
+        self._queue_s = seconds(queue_delay, "queue_delay", least=0.0) if self._leaves else 0.0
+        self._check_s = seconds(check_every, "check_every")
+        self._clock: Clock = clock or HostClock()
+        self._company: Company = company or Alone()
+        self._warn = warn or (lambda _text: None)
+        self._halt: Callable[[], None] | None = None
+        self._deadline_ns: int | None = None
+        self._next: Pause | None = None
+        self._left: float | None = None  # steps
+        self._n_steps = 0
+        self._first_ns = 0
+        self._waited_ns = 0
+        self._meeting = _FIRST_MEETING
+        self.made: list[Pause] = []
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first rank."""
+        return self._company.leads
+
+    def open(self, company: Company | None = None) -> None:
+        """Begins to look ahead, where this rank is the one to do it; a deadline in seconds counts from here."""
+        self._company = company or self._company
+        self._n_steps, self._waited_ns, self._meeting, self._next, self._left = 0, 0, _FIRST_MEETING, None, None
+        deadline = self._deadline
+        if isinstance(deadline, datetime):
+            self._deadline_ns = unix_ns(deadline, "deadline")
+        elif deadline is not None:
+            self._deadline_ns = self.now_unix_ns() + s_to_ns(seconds(deadline, "deadline"))
+        if self._company.leads:
+            self._halt = self._clock.every(self._check_s, self.look, "pause")
+
+    def close(self) -> None:
+        """Looks no more."""
+        halt, self._halt = self._halt, None
+        if halt is not None:
+            halt()
+
+    def now_unix_ns(self) -> int:
+        """The present: the run's clock, or the system's where that is ahead of it (it was set, or the machine slept)."""
+        own_ns = self._clock.epoch_unix_ns + self._clock.now_ns()
+        return max(own_ns, time.time_ns()) if isinstance(self._clock, HostClock) else own_ns
+
+    def look(self) -> None:
+        """Plans what is left of the run (off the training thread)."""
+        try:
+            self._next = self._planned()
+        except GreenTorchError as error:
+            self._next = None
+            self._warn(f"no pauses for now: {error}")
+        except Exception as error:  # rule 9; a provider may be anybody's
+            self._next = None
+            self._warn(f"no pauses for now: {type(error).__name__}: {error}")
+
+    def boundary(self, left: float | None) -> Pause | None:
+        """Between two steps: whether to pause now. ``left``: the steps to come, ``None`` where nobody knows. Each rank calls it after each step."""
+        now_ns = self._clock.now_ns()
+        if self._n_steps == 0:
+            self._first_ns = now_ns
+        self._n_steps += 1
+        self._left = left
+        if not self._company.several:
+            return self._due()
+        if self._n_steps < self._meeting:
+            return None
+        pause, steps = self._company.told((self._due(), self._steps_to_meeting()))
+        self._meeting = self._n_steps + steps
+        return pause
+
+    def wait(self, pause: Pause, stopped: Callable[[], bool]) -> float:
+        """Waits until the pause is over, or ``stopped`` on any rank; returns how many seconds it took.
+
+        Raises:
+            ArgumentError: this process is waiting already.
+        """
+        begin_ns = self._clock.now_ns()
+        with _one_at_a_time():
+            over = False
+            while not over:
+                over = self._company.any(self._nap(pause.resume_unix_ns, stopped))
+        took_ns = self._clock.now_ns() - begin_ns
+        self._waited_ns += took_ns
+        self._next = None
+        self.made.append(replace(pause, resume_unix_ns=self.now_unix_ns()))
+        return ns_to_s(took_ns)
+
+    def _nap(self, until_ns: int, stopped: Callable[[], bool]) -> bool:
+        """Lets time pass: alone to the end, in company to the next meeting. Whether it is over on this rank."""
+        begin_ns = self._clock.now_ns()
+        while True:
+            left_s = ns_to_s(until_ns - self.now_unix_ns())
+            if left_s <= 0 or stopped():
+                return True
+            if self._company.several and ns_to_s(self._clock.now_ns() - begin_ns) >= _MEET_S:
+                return False
+            self._clock.sleep(min(_NAP_S, left_s))
+
+    def _left_s(self) -> float | None:
+        """How long what is left will take at the pace so far, with a margin."""
+        if self._left is None or self._n_steps < 2:
+            return None
+        taken_ns = self._clock.now_ns() - self._first_ns - self._waited_ns
+        return self._left * ns_to_s(taken_ns) / (self._n_steps - 1) * _MARGIN
+
+    def _limit_s(self, left_s: float, now_ns: int) -> float:
+        """By when all must be done, in seconds from now."""
+        limits = []
+        if self._deadline_ns is not None:
+            limits.append(ns_to_s(self._deadline_ns - now_ns))
+        if self._max_wait_s is not None:
+            limits.append(left_s + self._max_wait_s - ns_to_s(self._waited_ns))
+        return min(limits)
+
+    def _planned(self) -> Pause | None:
+        left_s, now_ns = self._left_s(), self.now_unix_ns()
+        if not left_s:
+            return None
+        limit_s = self._limit_s(left_s, now_ns)
+        if limit_s <= left_s + self._overhead_s + self._queue_s:
+            return None  # no time to lose
+        ahead = self._ahead(now_ns, now_ns + s_to_ns(limit_s))
+        found = plan(
+            ahead.points,
+            left_s,
+            limit_s,
+            interruptible=True,
+            resume_overhead=self._overhead_s,
+            power=1.0,
+            idle_power=self._idle,
+            queue_delay=self._queue_s,
+            running=True,
+            now=now_ns,
+            method=ahead.method,
+            asked=ahead.asked_unix_ns,
+        )
+        if found.at_once or found.saving < self._min_saving:
+            return None
+        first, *later = found.intervals
+        stop_ns, resume = (now_ns, first) if first.start_unix_ns > now_ns else (first.end_unix_ns, later[0])
+        return Pause(stop_ns, resume.start_unix_ns, resume.start_unix_ns - s_to_ns(self._queue_s), found)
+
+    def _ahead(self, now_ns: int, until_ns: int) -> Outlook:
+        """What is known ahead; beyond a forecast's horizon its last day is repeated."""
+        ahead = outlook(self._provider, now_ns, until_ns)
+        end_ns = now_ns + s_to_ns(series(ahead.points, now_ns).end_s)
+        if end_ns >= until_ns:
+            return ahead
+        last = [point for point in ahead.points if (point.time_unix_ns or 0) >= end_ns - s_to_ns(DAY_S)]
+        more = repeated(last, end_ns, until_ns, DAY_S)
+        return replace(ahead, points=(*ahead.points, *more), method=f"{ahead.method}, then its last day repeated")
+
+    def _due(self) -> Pause | None:
+        """The next pause, once its time has come and the deadline allows it."""
+        pause, now_ns = self._next, self.now_unix_ns()
+        if pause is None or now_ns < pause.stop_unix_ns:
+            return None
+        left_s = self._left_s() or 0.0
+        slack_s = self._limit_s(left_s, now_ns) - left_s - self._overhead_s
+        wanted_ns = pause.resume_unix_ns - pause.stop_unix_ns
+        given_ns = min(pause.resume_unix_ns - now_ns, s_to_ns(slack_s))
+        if given_ns < _SHORTER * wanted_ns:
+            self._next = None  # too late for it: the next look will tell
+            return None
+        return replace(pause, stop_unix_ns=now_ns, resume_unix_ns=now_ns + given_ns)
+
+    def _steps_to_meeting(self) -> int:
+        taken_s = ns_to_s(self._clock.now_ns() - self._first_ns - self._waited_ns) / max(1, self._n_steps - 1)
+        return max(1, round(self._check_s / taken_s)) if taken_s > 0 else _FIRST_MEETING
+
+
+@final
+class LoopPauses:
+    """Pauses of a plain loop: saves, then waits in place or leaves.
+
+    Args:
+        provider: with a forecast or a history.
+        directory: where a run that leaves says when it wants to go on.
+        save: the loop's own checkpoint; needed to leave. Each rank calls it.
+        warn: says once what is missing.
+        on_pause: "wait" or "exit".
+        how: as for :class:`Pauses`.
+
+    Raises:
+        ArgumentError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        provider: object,
+        directory: Path,
+        save: Callable[[], object] | None,
+        warn: Callable[[str], None],
+        *,
+        on_pause: Literal["wait", "exit"] = "wait",
+        **how: Any,
+    ) -> None:
+        if on_pause == "exit" and save is None:
+            raise ArgumentError('on_pause="exit" needs save=, a function that saves a checkpoint to go on from')
+        try:
+            self._pauses = Pauses(provider, on_pause=on_pause, warn=warn, **how)
+        except TypeError as error:
+            raise ArgumentError(f"pause_if_dirty(): {error}") from None
+        self._directory, self._save, self._leaves = directory, save, on_pause == "exit"
+        self._pauses.open(ranks())
+        self.close = self._pauses.close
+
+    @property
+    def made(self) -> tuple[Pause, ...]:
+        """The pauses so far."""
+        return tuple(self._pauses.made)
+
+    def after_step(self, left: float | None, phase: Callable[[str], AbstractContextManager[None]]) -> float:
+        """Between two steps: how many seconds were waited. ``left``: steps to come; ``phase`` books what passes.
+
+        Raises:
+            SystemExit: 75, where it leaves.
+        """
+        pause = self._pauses.boundary(left)
+        if pause is None:
+            return 0.0
+        if self._save is not None:
+            with phase("save"):
+                self._save()
+        if not self._leaves:
+            with phase("paused"):
+                return self._pauses.wait(pause, lambda: False)
+        self._pauses.made.append(pause)
+        if self._pauses.leads:
+            leave_word(pause, self._directory)
+        raise SystemExit(REQUEUE)
+
+
+def described(pause: Pause) -> str:
+    """A pause in words, with what it is worth and by what."""
+    found = pause.plan
+    return (
+        f"pausing until {iso(pause.resume_unix_ns)}: what is left is planned to cause {found.saving:.1%} less than {found.baseline} "
+        f"({found.method}, {found.source}, {found.region}, {found.kind})"
+    )
+
+
+def leave_word(pause: Pause, directory: Path) -> Path:
+    """Writes when the job is to be queued again, in the cluster's local time, as ``sbatch --begin=`` takes it; returns the file."""
+    moment = datetime.fromtimestamp(ns_to_s(pause.release_unix_ns), UTC).astimezone()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / RESUME_FILE
+    path.write_text(moment.strftime("%Y-%m-%dT%H:%M") + "\n", encoding="utf-8")
+    return path
+
+
+def ranks() -> Company:
+    """The ranks of this process's job, by torch's process group."""
+    import sys
+
+    distributed: Any = sys.modules.get("torch.distributed")
+    there = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return Group() if there else Alone()
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    global _waiting  # noqa: PLW0603  (a process waits once)
+    if _waiting:
+        raise ArgumentError("this process is in a pause already: use one CarbonAwarePause, or pause_if_dirty(), and not two")
+    _waiting = True
+    try:
+        yield
+    finally:
+        _waiting = False

@@ -1,0 +1,282 @@
+"""``green-torch when`` and ``wait``: what is printed for people and scripts, and the answer where a grid can't be asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from green_torch.cli import main, when
+from green_torch.errors import ArgumentError
+from green_torch.intensity import ElectricityMaps, Trace
+from green_torch.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TZ": "Europe/Berlin"}
+GREEN_TORCH = [sys.executable, "-m", "green_torch.cli"]
+START = datetime(2022, 6, 1, tzinfo=UTC)
+START_NS = int(START.timestamp()) * NS_PER_S
+DAY = (*(300,) * 6, *(100,) * 4, *(200,) * 14)  # cleanest from 06 to 10 UTC
+HOURS = ("--hours", "4", "--within", "24h", "--start", START.isoformat())
+
+
+def written(path: Path, figures, start: datetime = START) -> Path:
+    rows = (f"{(start + timedelta(hours=k)).isoformat()},{value}" for k, value in enumerate(figures))
+    path.write_text("\n".join(["datetime,carbon_intensity_gco2_per_kwh", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def trace(tmp_path) -> Path:
+    return written(tmp_path / "XX-2022.csv", DAY)
+
+
+@pytest.fixture
+def berlin(monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def run(capsys, *args: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``green-torch ...`` in this process."""
+    try:
+        main(list(args))
+    except SystemExit as left:
+        code = left.code or 0
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_json_says_when_and_what_it_saves(capsys, trace):
+    """Four hours at 100 in place of 300: start, end, intervals, grams per kW, and the saving as a fraction."""
+    code, out, _ = run(capsys, "when", "--trace", str(trace), *HOURS, "--format", "json", "--power", "500")
+    told = json.loads(out)
+    assert code == 0
+    assert told["start"] == told["release"] == "2022-06-01T06:00:00+00:00"
+    assert told["end"] == "2022-06-01T10:00:00+00:00"
+    assert [(one["start"], one["end"], one["g_per_kwh"]) for one in told["intervals"]] == [
+        ("2022-06-01T06:00:00+00:00", "2022-06-01T10:00:00+00:00", pytest.approx(100))
+    ]
+    assert (told["emissions_g_per_kw"], told["baseline_g_per_kw"]) == (pytest.approx(400), pytest.approx(1200))
+    assert told["saving"] == pytest.approx(2 / 3)
+    assert (told["baseline"], told["method"], told["worth_it"]) == ("starting now", "forecast", True)
+    assert told["saving_g"] == pytest.approx(400)
+    assert told["region"] == "XX-2022"
+    assert told["horizon_h"] == 24
+
+
+def test_pieces_are_listed(capsys, tmp_path):
+    """With --interruptible the two clean hours are taken, and the resume's overhead is in the second."""
+    path = written(tmp_path / "grid.csv", [100, 300, 300, 300, 100, 300])
+    args = ("--hours", "2", "--within", "6h", "--start", START.isoformat(), "--interruptible", "--resume-overhead", "6m")
+    told = json.loads(run(capsys, "when", "--trace", str(path), *args, "--format", "json")[1])
+    assert [one["resume_s"] for one in told["intervals"]] == [0, 360]
+    assert told["intervals"][0]["start"] == "2022-06-01T00:00:00+00:00"
+    assert told["emissions_g_per_kw"] == pytest.approx(100 + 30 + 100)  # the overhead's six minutes at 300
+
+
+@pytest.mark.parametrize(("form", "expected"), [("slurm", "2022-06-01T07:30\n"), ("iso", "2022-06-01T05:30:00+00:00\n")])
+def test_a_time_for_scripts(capsys, trace, berlin, form, expected):
+    """Slurm's in the cluster's local time and without an offset; both are when to hand the job to the queue, before its start."""
+    code, out, err = run(capsys, "when", "--trace", str(trace), *HOURS, "--queue-delay", "30m", "--format", form)
+    assert (code, out, err) == (0, expected, "")
+
+
+def test_people_get_the_saving_and_a_plot(trace):
+    """The start, both figures with unit and baseline, the source; columns with the window marked."""
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    job = when.Job(4 * 3600, 24 * 3600)
+    when.write(when.ask({"XX": Trace(trace)}, job, START_NS), "human", console)
+    text = console.file.getvalue()
+    assert "06:00 UTC" in text or "Start at" in text
+    assert "400 gCO2e per kW in place of 1.20 kgCO2e per kW for starting now: 66.7% saved, by forecast" in " ".join(
+        text.split()
+    )
+    assert "gCO2e/kWh" in text
+    assert "█" in text
+    assert text.count("━") == 10  # 4 of 24 hours of 60 columns
+
+
+def test_a_saving_that_is_too_small_is_not_waited_for(capsys, trace):
+    """With --min-saving 70% the advice is now, in every form, and says what waiting would save."""
+    args = ("when", "--trace", str(trace), *HOURS, "--min-saving", "70%")
+    told = json.loads(run(capsys, *args, "--format", "json")[1])
+    assert (told["start"], told["saving"], told["worth_it"]) == ("2022-06-01T00:00:00+00:00", 0, False)
+    assert told["emissions_g_per_kw"] == told["baseline_g_per_kw"]
+    assert told["regions"][0]["saving"] == pytest.approx(2 / 3)
+    assert "Start now: waiting saves 66.7% at best, less than 70.0%" in run(capsys, *args)[1]
+    assert run(capsys, *args, "--format", "iso")[1] == "2022-06-01T00:00:00+00:00\n"
+
+
+def test_regions_are_compared_with_the_first(capsys, trace, tmp_path):
+    """One trace for each region, in order: the best first, and the baseline at home."""
+    other = written(tmp_path / "YY.csv", [50] * 24)
+    args = ("--trace", str(trace), "--trace", str(other), "--region", "XX", "--regions", "YY")
+    told = json.loads(run(capsys, "when", *args, *HOURS, "--format", "json")[1])
+    assert [one["region"] for one in told["regions"]] == ["YY", "XX"]
+    assert (told["region"], told["start"]) == ("YY", "2022-06-01T00:00:00+00:00")
+    assert (told["baseline"], told["saving"]) == ("starting now in XX", pytest.approx(1 - 200 / 1200))
+    assert "YY" in run(capsys, "when", *args, *HOURS)[1]
+
+
+def down(region: str = "DE") -> dict:
+    return {region: ElectricityMaps(region, token="k", base_url="http://127.0.0.1:9")}
+
+
+def test_a_provider_that_is_down_means_now(capsys):
+    """Now in each form, with exit code 0, and the reason on stderr alone."""
+    answer = when.ask(down(), when.Job(3600, 7200), START_NS)
+    assert answer.best is None
+    when.complain(answer)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "could not be reached" in said.err
+    assert "the answer is: now" in said.err
+    for form, expected in (("slurm", "now\n"), ("iso", "2022-06-01T00:00:00+00:00\n")):
+        when.write(answer, form, Console())
+        assert capsys.readouterr().out == expected
+    told = when.as_json(answer)
+    assert (told["start"], told["saving"], told["worth_it"]) == ("2022-06-01T00:00:00+00:00", None, False)
+
+
+def test_other_regions_that_are_down_are_left_out(trace):
+    """The first region's plan stands, and the problem is told."""
+    answer = when.ask({"XX": Trace(trace), **down()}, when.Job(3600, 7200), START_NS)
+    assert [one.region for one in answer.plans] == ["XX"]
+    assert answer.problems[0].startswith("DE: ")
+    assert when.ask({**down(), "XX": Trace(trace)}, when.Job(3600, 7200), START_NS).best is None
+
+
+def test_strict_tells_by_its_exit_code(capsys, tmp_path):
+    """A trace of another year knows nothing: 0 and "now"; with --strict, 3."""
+    path = written(tmp_path / "old.csv", DAY)
+    args = ("when", "--trace", str(path), "--hours", "1", "--within", "3h", "--format", "slurm")
+    assert run(capsys, *args)[:2] == (0, "now\n")
+    assert run(capsys, *args, "--strict")[:2] == (3, "now\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--hours": "25"}, "can't be done within 24 h"),
+        ({"--hours": "nan"}, "duration=nan"),
+        ({"--within": "24"}, "with its unit"),
+        ({"--within": "-1h"}, "with its unit"),
+        ({"--start": "yesterday"}, "ISO 8601"),
+        ({"--min-saving": "200%"}, "--min-saving"),
+        ({"--format": "xml"}, "--format"),
+        ({"--regions": "XX,YY"}, "once for each region"),
+        ({"--trace": "/nowhere.csv"}, "can't be read"),
+        ({"--trace": None}, "give --trace"),
+        ({"--trace": None, "--start": None}, "where?"),
+        ({"--trace": None, "--start": None, "--region": "DE"}, "ELECTRICITYMAPS_API_KEY"),
+        ({"--trace": None, "--start": None, "--region": "DE", "--provider": "tea"}, "--provider 'tea'"),
+    ],
+)
+def test_wrong_options_exit_with_2(capsys, monkeypatch, trace, change, says):
+    """Nothing on stdout, and a line on stderr that says what is wrong."""
+    for name in ("ELECTRICITYMAPS_API_KEY", "ELECTRICITY_MAPS_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    options = {"--trace": str(trace), "--hours": "4", "--within": "24h", "--start": START.isoformat(), **change}
+    code, out, err = run(capsys, "when", *(word for name, value in options.items() if value for word in (name, value)))
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90m", 5400), ("24h", 86400), ("1d12h", 129600), ("0.5h", 1800), ("7d", 604800)]
+)
+def test_durations_carry_their_unit(text, seconds):
+    """As people write them."""
+    assert when.parse_duration(text, "--within") == seconds
+
+
+# ── wait ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def waiting(tmp_path: Path, *command: str) -> subprocess.Popen[str]:
+    """``green-torch wait`` on a grid that is clean from about two seconds after the present."""
+    path = tmp_path / "now.csv"
+    path.write_text("time,g_per_kwh\n2022-06-01T00:00:00Z,300\n2022-06-01T00:00:02Z,100\n2022-06-01T00:00:04Z,100\n")
+    args = ["wait", "--trace", str(path), "--start", "2022-06-01T00:00Z", "--hours", "0.0005", "--within", "4s", "--", *command]
+    return subprocess.Popen([*GREEN_TORCH, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def test_wait_becomes_the_command(tmp_path):
+    """Two seconds on, the command runs in the same process, with its own arguments, output and exit code."""
+    begin_s = time.monotonic()
+    script = "import os, sys; print(os.getpid(), sys.argv[1:]); sys.exit(7)"
+    ran = waiting(tmp_path, sys.executable, "-c", script, "--hours", "x y")
+    out, err = ran.communicate(timeout=60)
+    assert (ran.returncode, out) == (7, f"{ran.pid} ['--hours', 'x y']\n")
+    assert time.monotonic() - begin_s > 2.0
+    assert "saved against starting now" in err
+
+
+def test_signals_reach_the_command(tmp_path):
+    """SIGTERM to the process that waited is the command's."""
+    script = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(9)); print('there', flush=True); time.sleep(60)"
+    ran = waiting(tmp_path, sys.executable, "-c", script)
+    assert ran.stdout.readline() == "there\n"
+    ran.send_signal(signal.SIGTERM)
+    ran.communicate(timeout=60)
+    assert ran.returncode == 9
+
+
+def test_ctrl_c_ends_the_wait(tmp_path):
+    """And the command is not run."""
+    path = written(tmp_path / "long.csv", DAY)
+    args = ["wait", "--trace", str(path), *HOURS, "--", sys.executable, "-c", "print('ran')"]
+    ran = subprocess.Popen([*GREEN_TORCH, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert "starting at" in ran.stderr.readline()
+    ran.send_signal(signal.SIGINT)
+    out, _ = ran.communicate(timeout=60)
+    assert ran.returncode in {1, 130, -signal.SIGINT}
+    assert out == ""
+
+
+def test_wait_knows_its_command_before_it_waits(tmp_path, trace):
+    """A command that does not exist, or none, is refused at once."""
+    with pytest.raises(ArgumentError, match="no such command: 'traim'"):
+        when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), ["traim"], START_NS)
+    with pytest.raises(ArgumentError, match="wait for what"):
+        when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), [], START_NS)
+
+
+def test_a_clock_that_is_set_forward_ends_the_wait(monkeypatch, trace):
+    """The window's time has come by the system's clock, though little has passed by the other one; a clock set back changes nothing."""
+    ran: list[object] = []
+    slept: list[float] = []
+    wall, steady = [1000.0], [50.0]
+    monkeypatch.setattr(time, "time_ns", lambda: int(wall[0] * NS_PER_S))
+    monkeypatch.setattr(time, "monotonic_ns", lambda: int(steady[0] * NS_PER_S))
+
+    def become(program, command):
+        ran.append(command)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", become)
+
+    def sleep(duration_s):
+        slept.append(duration_s)
+        steady[0] += duration_s
+        wall[0] += 7 * 3600 if len(slept) == 3 else -100.0
+
+    with pytest.raises(SystemExit):
+        when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), [sys.executable], START_NS, sleep=sleep)
+    assert ran == [[sys.executable]]
+    assert len(slept) < 10
