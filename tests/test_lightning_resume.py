@@ -281,8 +281,12 @@ def test_a_process_that_is_killed_and_taken_up_by_another(tmp_path):
     first = process(tmp_path, "7")
     assert first.stdout.readline() == "there\n"
     (file,) = (path for path, _, _ in run_files(tmp_path))
-    written = wait_for(lambda: [r.step for r in read_jsonl(file).records if r.phase == "train"])
-    assert written[:6] == list(range(6))
+
+    def written():
+        steps = [record.step for record in read_jsonl(file).records if record.phase == "train"]
+        return steps if len(steps) >= 6 else []
+
+    assert wait_for(written)[:6] == list(range(6))
     first.kill()
     first.communicate(timeout=60)
     second = process(tmp_path, "-1", str(tmp_path / "ckpt" / "step=3.ckpt"))

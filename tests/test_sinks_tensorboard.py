@@ -296,6 +296,7 @@ def ended_process():
         (("elsewhere", 1), time.time(), 7200, False),
         (("with.dots-" + socket.gethostname(), os.getpid()), time.time(), 7200, False),
     ],
+    ids=["own", "reused-pid", "ended", "elsewhere-fresh", "elsewhere-silent", "dots"],
 )
 def test_only_a_live_event_file_makes_a_sub_run(tmp_path, owner, opened_s, age_s, live):
     """The file of an ended process, or a silent one of another machine, leaves the directory to us: a resumed run stays one run."""
