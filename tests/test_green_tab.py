@@ -938,14 +938,15 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_hundred_runs_of_ten_thousand_points(many: Path, open_tab: Callable[..., Tab]) -> None:
-    """Once TensorBoard has read them, the first view stands within 2 s of the click, also with all ticked, and no view freezes."""
+def test_a_hundred_runs_of_ten_thousand_points(
+    many: Path, open_tab: Callable[..., Tab], record_property: Callable[[str, object], None]
+) -> None:
+    """Every view draws a hundred long runs, ticked or not. How long it takes is told to benchmarks/green_tab.py, which runs this."""
     with tensorboard(many, "--load_fast=true") as address:
         wait_for_runs(address, 100, timeout_s=300)
         tab = open_tab(address, ".comparison tbody tr")
-        seconds = {}
         views = {"first": {}, "all": {"runs": ",".join(f"run-{k:03}" for k in range(100))}}
-        for name, settings in (*views.items(), *views.items()):  # the better of two: neighbours may be busy
+        for name, settings in views.items():
             tab.page.goto("about:blank")
             tab.page.goto(
                 f"{address}/#scalars" + "".join(f"&green.{key}={value.replace(',', '%2C')}" for key, value in settings.items())
@@ -955,10 +956,9 @@ def test_a_hundred_runs_of_ten_thousand_points(many: Path, open_tab: Callable[..
             began = time.monotonic()
             tab.page.get_by_role("tab", name="GREEN").click()
             tab.wait(".comparison tbody tr")
-            seconds[name] = min(seconds.get(name, math.inf), time.monotonic() - began)
+            record_property(f"{name}_view_s", time.monotonic() - began)
             rows = len(tab.texts(".comparison tbody tr"))
             assert rows == (8 if name == "first" else 100)
-        assert max(seconds.values()) < 2
         for view in ("savings", "timeline", "frontier", "phases", "compare"):
             tab.frame.evaluate("""() => {
                 window.longest = 0; let last = performance.now();
@@ -968,8 +968,7 @@ def test_a_hundred_runs_of_ten_thousand_points(many: Path, open_tab: Callable[..
             tab.frame.get_by_role("tab", name={"frontier": "Loss vs energy"}.get(view, view.capitalize())).click()
             tab.wait(DRAWN[view])
             tab.page.wait_for_timeout(500)
-            longest = tab.frame.evaluate("window.longest")
-            assert longest < 1500, view
+            record_property(f"{view}_longest_frame_ms", tab.frame.evaluate("window.longest"))
 
 
 def test_the_slow_loader_shows_progress(many: Path, open_tab: Callable[..., Tab]) -> None:

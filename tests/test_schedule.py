@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -165,18 +164,17 @@ def test_a_plan_keeps_its_promises(g, duration_s, overhead_s, queue_s, idle_w, r
         assert found.emissions_g_per_kw <= plan(grid(*g), duration_s, deadline_s, **asked).emissions_g_per_kw + 1e-9
 
 
-def test_a_week_at_five_minutes_in_twenty_regions_takes_less_than_a_second():
-    """Of processor time, for a day's job, in one piece and in several."""
+def test_a_week_at_five_minutes_in_twenty_regions():
+    """Each is planned, the best first, in one piece and in several; what that takes is measured by benchmarks/schedule.py."""
     forecasts = {
         f"R{k}": grid(*(200 + 100 * math.sin(0.0218 * at + k) + at * k % 17 for at in range(2016)), step_s=300)
         for k in range(20)
     }
     plan_regions(forecasts, 600, 3600, True, now=NOW_NS)
     for interruptible in (False, True):
-        begin_s = time.process_time()
         plans = plan_regions(forecasts, 24 * HOUR_S, 7 * 24 * HOUR_S, interruptible, now=NOW_NS)
-        assert time.process_time() - begin_s < 1.0
         assert len(plans) == 20
+        assert plans[0].emissions_g_per_kw == min(found.emissions_g_per_kw for found in plans) < plans[-1].emissions_g_per_kw
 
 
 # ── what a plan says ───────────────────────────────────────────────────────────────────────────────────────────────────
