@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment.results import Block, Comparison, Saving, VariantResult, known_sum, project, saved_of
+from green_torch.experiment.results import Block, Comparison, Saving, VariantResult, known_sum, project, saving_of
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
@@ -85,22 +85,7 @@ class RecordedComparison:
     def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
         """As :meth:`Comparison.saving`."""
         base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
-        duration, energy = self.time(name), self.energy(name)
-        saved = None if base is None else saved_of(base.duration_h, duration)
-        if base is None or duration is None or saved is None:
-            return None
-        return Saving(
-            variant=name,
-            baseline=self.baseline.name,
-            planned=base.planned,
-            unit=base.unit,
-            duration_h=saved,
-            energy_kwh=saved_of(base.energy_kwh, energy),
-            facility_energy_kwh=saved_of(base.facility_energy_kwh, energy),
-            emissions_g=saved_of(base.emissions_g, energy),
-            time=duration,
-            energy=energy,
-        )
+        return saving_of(name, base, self.time(name), self.energy(name))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: as :meth:`Comparison.to_dict`, with each run's directory in place of its variant's settings."""

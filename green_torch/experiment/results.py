@@ -403,22 +403,7 @@ class Comparison:
             ArgumentError: as :func:`project`.
         """
         base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
-        duration, energy = self.time(name), self.energy(name)
-        saved = None if base is None else saved_of(base.duration_h, duration)
-        if base is None or duration is None or saved is None or self.departure(name):
-            return None
-        return Saving(
-            variant=name,
-            baseline=self.baseline.name,
-            planned=base.planned,
-            unit=base.unit,
-            duration_h=saved,
-            energy_kwh=saved_of(base.energy_kwh, energy),
-            facility_energy_kwh=saved_of(base.facility_energy_kwh, energy),
-            emissions_g=saved_of(base.emissions_g, energy),
-            time=duration,
-            energy=energy,
-        )
+        return None if self.departure(name) else saving_of(name, base, self.time(name), self.energy(name))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: results, and differences against the baseline by variant."""
@@ -613,7 +598,28 @@ def _projected(blocks: Sequence[Block], quantity: str, unit: str, planned: float
     return Range(typical * planned, math.exp(interval.lo) * below * planned, math.exp(interval.hi) * above * planned)
 
 
-def saved_of(base: Range | None, difference: Difference | None) -> Range | None:
+def saving_of(name: str, base: Projection | None, time: Difference | None, energy: Difference | None) -> Saving | None:
+    """What ``name`` saves of the baseline's projection, by how it differs in time and energy; ``None`` where time isn't known."""
+    if base is None or time is None:
+        return None
+    duration_h = _saved_of(base.duration_h, time)
+    if duration_h is None:
+        return None
+    return Saving(
+        variant=name,
+        baseline=base.variant,
+        planned=base.planned,
+        unit=base.unit,
+        duration_h=duration_h,
+        energy_kwh=_saved_of(base.energy_kwh, energy),
+        facility_energy_kwh=_saved_of(base.facility_energy_kwh, energy),
+        emissions_g=_saved_of(base.emissions_g, energy),
+        time=time,
+        energy=energy,
+    )
+
+
+def _saved_of(base: Range | None, difference: Difference | None) -> Range | None:
     """The baseline's figure times what the variant uses less of it."""
     if base is None or difference is None:
         return None
