@@ -29,6 +29,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from green_torch.adapter import OpenPhases, harmless, said_of, work_of
 from green_torch.batch import found_units
 from green_torch.errors import ArgumentError, UsageError
 from green_torch.records import Item, Phase, StepRecord, Work
@@ -38,7 +39,6 @@ from green_torch.tracker import POLL_INTERVAL_S, Tracker
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -50,20 +50,6 @@ __all__ = ["GreenCallback"]
 _WATCHED = ("train", "evaluate", "predict", "training_step", "prediction_step", "_save_checkpoint")
 _LOGGED = ("green/energy_total_kWh", "green/emissions_total_gCO2e", "green/power_W", "green/mfu")
 _STATE = "green_torch"  # our place among the callbacks' states in trainer_state.json
-
-
-def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Lets a hook act only while a run is open, and an error in it end our measuring, not the training."""
-
-    @wraps(hook)
-    def harmless(self: GreenCallback, *args: Any, **kwargs: Any) -> None:
-        if self._open:
-            try:
-                hook(self, *args, **kwargs)
-            except Exception as error:  # rule 9
-                self._give_up(error)
-
-    return harmless
 
 
 @final
@@ -166,7 +152,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._training: Tracker | None = None  # the last one of a training
         self._open = False
         self._latest = _Latest()
-        self._phases: dict[Phase, AbstractContextManager[None]] = {}
+        self._phases = OpenPhases()
         self._unlend: Callable[[], None] = _nothing
         self._counting = False
         self._work = Work()  # of the micro-batches since the last step, or of the evaluation under way
@@ -255,15 +241,15 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             _say(f"could not start: {type(error).__name__}: {error}")
         self._describe(args, state, trainer, model)
 
-    @_harmless
+    @harmless
     def on_step_begin(self, *_: Any, **_named: Any) -> None:
         """Ends phase "setup": the first batches are there."""
-        self._leave(Phase.SETUP)
+        self._phases.leave(Phase.SETUP)
 
-    @_harmless
+    @harmless
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **_named: Any) -> None:
         """Ends a step: one optimizer step, all its micro-batches together."""
-        self._leave(Phase.SETUP)
+        self._phases.leave(Phase.SETUP)
         work, self._work = self._work, Work()
         flops, self._flops = (None if self._flops_of is None else self._flops), 0.0
         tokens = work.tokens
@@ -274,7 +260,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             tokens = (seen - before + rank) // world_size or None  # the state's are of all ranks: shares that sum to them
         self._run.step(tokens=tokens, samples=work.samples, step=state.global_step, flops=flops)
 
-    @_harmless
+    @harmless
     def on_log(
         self,
         _args: TrainingArguments,
@@ -295,7 +281,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         if state.log_history:
             state.log_history[-1].update(self._latest.values)
 
-    @_harmless
+    @harmless
     def on_train_end(self, *_: Any, **_named: Any) -> None:
         """Closes the run."""
         self._close()
@@ -357,11 +343,11 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
     # What they do on the way.
 
-    @_harmless
+    @harmless
     def _begin_batch(self, trainer: Trainer, inputs: Any) -> None:
-        self._work += self._work_of(inputs)
+        self._work += work_of(inputs, self._units, self._run.warn)
         if self._flops_of is not None:
-            self._flops += self._call("flops_per_step", self._flops_of, inputs, math.nan)
+            self._flops += said_of(inputs, "flops_per_step", self._flops_of, math.nan, self._run.warn)
         if not self._counts:
             return
         if trainer.args.n_gpu > 1:
@@ -376,26 +362,26 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self._counting = True
             self._run.counter.begin_step(inputs)
 
-    @_harmless
+    @harmless
     def _end_batch(self) -> None:
         if self._counting:
             self._counting = False
             self._run.counter.end_step()
 
-    @_harmless
+    @harmless
     def _see_prediction(self, inputs: Any) -> None:
         if Phase.EVAL in self._phases:
-            self._eval_work += self._work_of(inputs)
+            self._eval_work += work_of(inputs, self._units, self._run.warn)
 
-    @_harmless
+    @harmless
     def _begin_save(self, trainer: Trainer) -> None:
         """Phase "save" begins, and the checkpoint gets our state."""
-        self._enter(Phase.SAVE)
+        self._phases.enter(self._run, Phase.SAVE)
         trainer.state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._run.state_dict()}
 
-    @_harmless
+    @harmless
     def _end_save(self) -> None:
-        self._leave(Phase.SAVE)
+        self._phases.leave(Phase.SAVE)
 
     def _begin_evaluation(self, trainer: Trainer, name: str) -> tuple[bool, bool]:
         """Whether phase "eval" begins here, and whether its run does: it may be one of several data sets, or part of a training."""
@@ -405,7 +391,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
                 if self not in trainer.callback_handler.callbacks:
                     return False, False
                 self._start(trainer.args, trainer.state, trainer, alone=name)
-            entered = self._open and self._enter(Phase.EVAL)
+            entered = self._open and self._phases.enter(self._run, Phase.EVAL)
         except UsageError:
             return False, False  # the user measures this already
         except Exception as error:  # rule 9
@@ -413,12 +399,12 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             return False, False
         return entered, alone
 
-    @_harmless
+    @harmless
     def _end_evaluation(self, alone: bool, error: BaseException | None) -> None:
         work, self._eval_work = self._eval_work, Work()
         if work.n_steps:
             self._run.step(tokens=work.tokens, samples=work.samples)  # within the phase: its work, as one occurrence
-        self._leave(Phase.EVAL)
+        self._phases.leave(Phase.EVAL)
         if alone:
             self._close(error)
 
@@ -453,9 +439,9 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         if board is not None and writer is not None:
             self._unlend = self._close_before(board)
 
-    @_harmless
+    @harmless
     def _describe(self, args: TrainingArguments, state: TrainerState, trainer: Trainer | None, model: Any) -> None:
-        self._enter(Phase.SETUP)
+        self._phases.enter(self._run, Phase.SETUP)
         if trainer is None:
             self._run.warn(
                 "no Trainer was found around this callback: evaluation and saving are part of the steps, and there is no MFU"
@@ -490,10 +476,9 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self._run.__exit__(None, None, None)
         else:
             self._run.__exit__(type(error), error, error.__traceback__)
-        while self._phases:  # those that an exception left open: the tracker has ended them
-            self._phases.popitem()[1].__exit__(None, None, None)
+        self._phases.leave_all()
 
-    @_harmless
+    @harmless
     def _fail(self, error: BaseException) -> None:
         self._close(error)
 
@@ -509,40 +494,10 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         assert self._tracker is not None, "no run is open"
         return self._tracker
 
-    def _enter(self, name: Phase) -> bool:
-        """Opens a phase; false where it is open already."""
-        if name in self._phases:
-            return False
-        phase = self._run.phase(name)
-        phase.__enter__()
-        self._phases[name] = phase
-        return True
-
-    def _leave(self, name: Phase) -> None:
-        phase = self._phases.pop(name, None)
-        if phase is not None:
-            phase.__exit__(None, None, None)
-
     def _stop_counting(self) -> None:
         if self._counting:
             self._counting = False
             self._run.counter.abort()
-
-    def _work_of(self, inputs: Any) -> Work:
-        units = self._call("units", self._units, inputs, {})
-        return Work(1, units.get("samples"), units.get("tokens"))
-
-    def _call(self, name: str, function: Callable[[Any], Any], inputs: Any, otherwise: Any) -> Any:
-        """What a function of the user's says of a batch; where it fails, ``otherwise`` with a warning."""
-        try:
-            value = function(inputs)
-            if isinstance(value, Mapping if name == "units" else int | float):
-                return value
-            problem = f"it returned {value!r}"
-        except Exception as error:  # rule 9
-            problem = f"{type(error).__name__}: {error}"
-        self._run.warn(f"{name}= gives nothing for a batch: {problem}")
-        return otherwise
 
 
 class _Latest:

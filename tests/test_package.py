@@ -48,6 +48,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"recorder", "journal", "segments", "job", "estimate"}),
     frozenset({"ranks", "arguments"}),
     frozenset({"tracker"}),
+    frozenset({"adapter"}),
     frozenset({"lightning", "transformers", "experiment", "ledger", "testing"}),
     frozenset({"gpt"}),  # a Workload of experiment's
     frozenset({"cli", "tensorboard_plugin"}),

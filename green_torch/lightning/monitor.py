@@ -11,11 +11,11 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, final
 
+from green_torch.adapter import OpenPhases, harmless, said_of, work_of
 from green_torch.batch import found_units
 from green_torch.clock import HostClock
 from green_torch.errors import ArgumentError, UsageError
@@ -27,8 +27,7 @@ from green_torch.tracker import POLL_INTERVAL_S, Tracker
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from pytorch_lightning import LightningModule, Trainer
@@ -37,20 +36,6 @@ if TYPE_CHECKING:
     from green_torch.records import Embodied, RunSummary
 
 _AUTOCAST = {"bf16": "bfloat16", "16": "float16"}  # by the first word of Lightning's precision
-
-
-def _harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Lets a hook act only while a run is open, and an error in it end our measuring, not the training."""
-
-    @wraps(hook)
-    def harmless(self: GreenMonitor, *args: Any, **kwargs: Any) -> None:
-        if self._open:
-            try:
-                hook(self, *args, **kwargs)
-            except Exception as error:  # rule 9
-                self._give_up(error)
-
-    return harmless
 
 
 @final
@@ -155,7 +140,7 @@ class GreenMonitor(Callback):
         self._feeds: list[loggers.LoggerFeed] = []
         self._open = self._fits = False
         self._state: dict[str, Any] = {}
-        self._phases: dict[Phase, AbstractContextManager[None]] = {}
+        self._phases = OpenPhases()
         self._unwatch: Callable[[], None] = _nothing
         self._counting = False
         self._work = Work()  # of the micro-batches since the last step, or of the evaluation under way
@@ -196,7 +181,7 @@ class GreenMonitor(Callback):
         except Exception as error:  # rule 9
             logging.getLogger("green_torch").warning("GreenMonitor could not start: %s: %s", type(error).__name__, error)
 
-    @_harmless
+    @harmless
     def teardown(self, *_: Any, **_named: Any) -> None:
         """Closes the run."""
         if self._n_batches and not self._n_steps:
@@ -206,7 +191,7 @@ class GreenMonitor(Callback):
             )
         self._close()
 
-    @_harmless
+    @harmless
     def on_exception(self, _trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
         """Closes the run as failed; what was measured is on disk."""
         self._close(exception)
@@ -217,7 +202,7 @@ class GreenMonitor(Callback):
             self._remember()
         return dict(self._state)
 
-    @_harmless
+    @harmless
     def _remember(self) -> None:
         self._state = self._run.state_dict()
         trainer = self._trainer
@@ -229,13 +214,13 @@ class GreenMonitor(Callback):
         if self._fits and not self._n_batches:
             self._continue(state_dict)
 
-    @_harmless
+    @harmless
     def _continue(self, state: dict[str, Any]) -> None:
         self._run.load_state_dict(state)
 
     # Training.
 
-    @_harmless
+    @harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """States the model, now on its device, and how long the run will be."""
         self._global_step = trainer.global_step
@@ -243,10 +228,10 @@ class GreenMonitor(Callback):
         resumed = self._run.manifest.resumed_from_step is not None
         self._run.adopt(pl_module, planned_steps=_planned_steps(trainer, whole=resumed), dtype=dtype)
 
-    @_harmless
+    @harmless
     def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, batch: Any, index: int) -> None:
         """Begins to count FLOPs; waiting for the batch is part of the step already."""
-        self._leave(Phase.SETUP)
+        self._phases.leave(Phase.SETUP)
         self._stop_counting()
         if self._counts:
             self._counting = True
@@ -254,7 +239,7 @@ class GreenMonitor(Callback):
             alike = batch if every == 1 else (batch, (index + 1) % every == 0)  # the batch that steps runs the optimizer too
             self._run.counter.begin_step(alike)
 
-    @_harmless
+    @harmless
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:
         """Ends a step, if this batch's optimizers stepped; else the batch's work waits for the one that does."""
         if self._counting:
@@ -262,9 +247,9 @@ class GreenMonitor(Callback):
             self._run.counter.end_step()
         self._show(trainer)
         self._n_batches += 1
-        self._work += self._work_of(batch)
+        self._work += work_of(batch, self._units, self._run.warn)
         if self._flops_of is not None:
-            self._flops += self._call("flops_per_step", self._flops_of, batch, math.nan)
+            self._flops += said_of(batch, "flops_per_step", self._flops_of, math.nan, self._run.warn)
         done = trainer.global_step
         if done == self._global_step:
             return
@@ -275,31 +260,31 @@ class GreenMonitor(Callback):
         self._logged_step = _loss_step(trainer)  # is logged right after this hook
         self._run.step(tokens=work.tokens, samples=work.samples, step=self._logged_step, flops=flops)
 
-    @_harmless
+    @harmless
     def on_train_epoch_end(self, *_: Any) -> None:
         """Stops a count that a skipped epoch left open."""
         self._stop_counting()
 
     # Evaluation.
 
-    @_harmless
+    @harmless
     def on_validation_start(self, *_: Any) -> None:
         """Phase "eval" begins."""
         self._stop_counting()
-        self._enter(Phase.EVAL)
+        self._phases.enter(self._run, Phase.EVAL)
 
-    @_harmless
+    @harmless
     def on_validation_batch_end(self, _trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, *_: Any) -> None:
         """Adds the batch's work."""
-        self._eval_work += self._work_of(batch)
+        self._eval_work += work_of(batch, self._units, self._run.warn)
 
-    @_harmless
+    @harmless
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Phase "eval" ends; the sanity check has an end of its own."""
         if not trainer.sanity_checking:
             self._end_eval()
 
-    @_harmless
+    @harmless
     def on_sanity_check_end(self, *_: Any) -> None:
         """Phase "eval" ends."""
         self._end_eval()
@@ -310,7 +295,7 @@ class GreenMonitor(Callback):
             self._show(self._trainer)
         if work.n_steps:
             self._run.step(tokens=work.tokens, samples=work.samples)  # within the phase: its work, as one occurrence
-        self._leave(Phase.EVAL)
+        self._phases.leave(Phase.EVAL)
 
     on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
@@ -341,7 +326,7 @@ class GreenMonitor(Callback):
         self._open = self._run.enabled
         if not self._open:
             return
-        self._enter(Phase.SETUP)
+        self._phases.enter(self._run, Phase.SETUP)
         if problem:
             self._run.warn(f"no files from GreenMonitor: {problem}")
         self._trainer = trainer
@@ -405,8 +390,7 @@ class GreenMonitor(Callback):
             self._run.__exit__(None, None, None)
         else:
             self._run.__exit__(type(error), error, error.__traceback__)
-        while self._phases:  # those that an exception left open: the tracker has ended them
-            self._phases.popitem()[1].__exit__(None, None, None)
+        self._phases.leave_all()
         if trainer is not None:
             self._show(trainer, last=True)
         self._feeds = []
@@ -423,45 +407,18 @@ class GreenMonitor(Callback):
         assert self._tracker is not None, "no run is open"
         return self._tracker
 
-    def _enter(self, name: Phase) -> None:
-        if name not in self._phases:
-            phase = self._run.phase(name)
-            phase.__enter__()
-            self._phases[name] = phase
-
-    def _leave(self, name: Phase) -> None:
-        phase = self._phases.pop(name, None)
-        if phase is not None:
-            phase.__exit__(None, None, None)
-
-    @_harmless
+    @harmless
     def _begin_save(self) -> None:
-        self._enter(Phase.SAVE)
+        self._phases.enter(self._run, Phase.SAVE)
 
-    @_harmless
+    @harmless
     def _end_save(self) -> None:
-        self._leave(Phase.SAVE)
+        self._phases.leave(Phase.SAVE)
 
     def _stop_counting(self) -> None:
         if self._counting:
             self._counting = False
             self._run.counter.abort()
-
-    def _work_of(self, batch: Any) -> Work:
-        units = self._call("units", self._units, batch, {})
-        return Work(1, units.get("samples"), units.get("tokens"))
-
-    def _call(self, name: str, function: Callable[[Any], Any], batch: Any, otherwise: Any) -> Any:
-        """What a function of the user's says of a batch; where it fails, ``otherwise`` with a warning."""
-        try:
-            value = function(batch)
-            if isinstance(value, Mapping if name == "units" else int | float):
-                return value
-            problem = f"it returned {value!r}"
-        except Exception as error:  # rule 9
-            problem = f"{type(error).__name__}: {error}"
-        self._run.warn(f"{name}= gives nothing for a batch: {problem}")
-        return otherwise
 
 
 def _nothing() -> None:
