@@ -354,14 +354,19 @@ class Recorder:
             return record
         if phase is Phase.TRAIN:
             self._per_step = record.mean_step()
-        return replace(record, job=self._job_of(self.own_totals()))
+        return replace(record, job=self._job_of(self._rank_totals("running", totals, (total_g, savings_g))))
 
     def own_totals(self, status: str = "running") -> RankTotals:
         """What this rank tells the others of itself."""
         with self._short:
-            totals, typical, last_step = self._totals.build(), self._totals.means(), self._totals.typical.last_step
+            totals = self._totals.build()
+        return self._rank_totals(status, totals, self._projections(totals))
+
+    def _rank_totals(self, status: str, totals: RunTotals, projections: tuple[float | None, float | None]) -> RankTotals:
+        with self._short:
+            typical, last_step = self._totals.means(), self._totals.typical.last_step
         manifest, train = self.manifest, totals.phase(Phase.TRAIN)
-        total_g, savings_g = self._projections(totals)
+        total_g, savings_g = projections
         return RankTotals(
             rank=manifest.rank,
             node=manifest.job.get("node", ""),
