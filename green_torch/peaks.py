@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
+__all__ = ["DTYPES", "KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
 
-_COLUMNS = {
+DTYPES = {  # columns of the table, as people call them, and what they stand for
     "fp64": "float64",
     "fp32": "float32",
     "tf32": "tf32",
@@ -86,7 +86,7 @@ def known_devices() -> tuple[KnownDevice, ...]:
 
 
 def _known(row: dict[str, str]) -> KnownDevice:
-    peaks = {dtype: float(row[column]) * _FLOP_PER_TFLOP for column, dtype in _COLUMNS.items() if row[column]}
+    peaks = {dtype: float(row[column]) * _FLOP_PER_TFLOP for column, dtype in DTYPES.items() if row[column]}
     return KnownDevice(
         name=row["name"],
         pattern=row["pattern"],

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from green_torch.errors import ArgumentError
 from green_torch.estimate import Span
-from green_torch.peaks import known_devices
+from green_torch.peaks import DTYPES, known_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from green_torch.records import IntensityPoint
 
 HALF = "half"  # the column of bfloat16, or float16 on a card without it
-DTYPES = {
-    "fp64": "float64",
-    "fp32": "float32",
-    "tf32": "tf32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp8": "float8",
-}
 _VENDOR_WORDS = {"nvidia", "amd", "geforce", "rtx", "instinct", "tesla", "quadro", "generation"}
 _NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?"
 
