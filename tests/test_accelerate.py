@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import green_torch
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import read_jsonl
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from tests.processes import TWO_RANKS
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -60,18 +60,8 @@ def test_accumulated_micro_batches_are_one_step(precision):
 def test_the_example_runs_in_two_processes(tmp_path):
     """Each process keeps a file of its own steps; the first alone writes events, with the loss on the same steps."""
     log_dir = tmp_path / "runs"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-    ]
     done = subprocess.run(
-        [*command, "127.0.0.1:0", str(EXAMPLE), "--steps", str(STEPS), "--log-dir", str(log_dir)],
+        [*TWO_RANKS, str(EXAMPLE), "--steps", str(STEPS), "--log-dir", str(log_dir)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,13 +16,11 @@ from rich.console import Console
 from green_torch import testing, track
 from green_torch.cli import console, doctor, main
 from green_torch.records import Method
+from tests.processes import ENVIRONMENT, GREEN_TORCH, interrupted
 from tests.simnvml import Gpu, constant, simulated
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-GREEN_TORCH = [sys.executable, "-m", "green_torch.cli"]
 
 
 # ── doctor ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,27 +282,11 @@ def test_demo_leaves_runs_that_tensorboard_shows(demo: tuple[Path, dict]) -> Non
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     """Interrupted in the middle, the demo ends with 130, prints what it has and closes its files."""
     command = [*GREEN_TORCH, "demo", "--steps", "100000", "--json", "--log-dir", str(tmp_path / "demo")]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    ) as process:
-        try:
-            deadline_s = time.monotonic() + 60
-            while (
-                not any(file.stat().st_size for file in tmp_path.glob("demo/bf16/green/*.jsonl"))
-                and time.monotonic() < deadline_s
-            ):
-                time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130, err
+    files = "demo/bf16/green/*.jsonl"
+    code, out, err = interrupted(
+        command, tmp_path, lambda: any(file.stat().st_size for file in tmp_path.glob(files)), timeout_s=60
+    )
+    assert code == 130, err
     assert "Traceback" not in err
     assert json.loads(out)["comparison"]["interrupted"] is True
     for variant in ("fp32", "bf16"):

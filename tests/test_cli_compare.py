@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,13 +19,12 @@ from green_torch.errors import ArgumentError, UnknownRegionError
 from green_torch.experiment import Block, Comparison, VariantResult, parse_variant
 from green_torch.experiment.elsewhere import grids
 from green_torch.records import DevicePeak, Domain, IntensityPoint, Manifest, Method
+from tests.processes import ENVIRONMENT, GREEN_TORCH, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-GREEN_TORCH = [sys.executable, "-m", "green_torch.cli"]
 
 OWN = """
 import os
@@ -546,25 +541,11 @@ def test_ctrl_c_keeps_the_blocks_so_far(tmp_path: Path) -> None:
     """Interrupted while measuring: exit code 130, and the blocks measured until then are in the output."""
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
     command = [*GREEN_TORCH, "compare", "mine:build", "--variants", "fp32", "--blocks", "100000", "--steps", "1", "--json"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    ) as process:
-        try:
-            deadline_s = time.monotonic() + 120
-            records = tmp_path / "runs" / "compare" / "fp32" / "green"
-            while sum(file.stat().st_size for file in records.glob("*.jsonl")) < 50_000 and time.monotonic() < deadline_s:
-                time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130, err
+    records = tmp_path / "runs" / "compare" / "fp32" / "green"
+    code, out, err = interrupted(
+        command, tmp_path, lambda: sum(file.stat().st_size for file in records.glob("*.jsonl")) >= 50_000, timeout_s=120
+    )
+    assert code == 130, err
     found = json.loads(out)["comparison"]
     assert found["interrupted"] is True
     assert found["results"][0]["blocks"]

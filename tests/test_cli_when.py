@@ -19,12 +19,13 @@ from green_torch.cli import main, when
 from green_torch.errors import ArgumentError
 from green_torch.intensity import ElectricityMaps, Trace
 from green_torch.units import NS_PER_S
+from tests import processes
+from tests.processes import GREEN_TORCH
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TZ": "Europe/Berlin"}
-GREEN_TORCH = [sys.executable, "-m", "green_torch.cli"]
+ENVIRONMENT = {**processes.ENVIRONMENT, "TZ": "Europe/Berlin"}
 START = datetime(2022, 6, 1, tzinfo=UTC)
 START_NS = int(START.timestamp()) * NS_PER_S
 DAY = (*(300,) * 6, *(100,) * 4, *(200,) * 14)  # cleanest from 06 to 10 UTC

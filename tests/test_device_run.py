@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import sys
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -12,6 +12,7 @@ from green_torch.clock import Boundaries
 from green_torch.errors import GreenTorchWarning
 from green_torch.records import Flag, Instant, Phase
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from tests.processes import CtrlC
 
 
 class Queue:
@@ -183,41 +184,21 @@ def test_an_interruption_at_the_device_loses_no_boundary():
         )
         queue = Queue(clock)
         tracker._boundaries.use(queue)
-        seen, where = 0, ""
-
-        def at_line(frame, event, argument, position=position):
-            nonlocal seen, where
-            if event == "line":
-                seen += 1
-                if seen == position:
-                    where = f"{frame.f_code.co_name}:{frame.f_lineno}"
-                    raise KeyboardInterrupt
-            return at_line
-
-        def at_call(frame, event, argument):
-            return at_line if frame.f_code.co_filename.endswith("green_torch/clock/device.py") else None
-
+        ctrl_c = CtrlC(position, lambda frame: frame.f_code.co_filename.endswith("green_torch/clock/device.py"))
         with tracker:
             start_ns = clock.now_ns()
             for k in range(8):
                 queue.busy(0.1)
                 clock.advance(0.07 if k < 5 else 0.3)
-                previous = sys.gettrace()
-                if k == 5:
-                    sys.settrace(at_call)
-                try:
+                with suppress(KeyboardInterrupt), ctrl_c if k == 5 else nullcontext():
                     tracker.step()
-                except KeyboardInterrupt:
-                    pass
-                finally:
-                    sys.settrace(previous)
             clock.advance(1.0)
             tracker._boundaries.advance()
             clock.advance(0.2)
-            assert not tracker._journal.behind, where
+            assert not tracker._journal.behind, ctrl_c.where
             end_ns = clock.now_ns()
-        interrupted = bool(where)
-        assert tiles(sink.records), where
-        assert sink.summary.totals.energy_j == pytest.approx(meter.truth_j("gpu0", start_ns, end_ns), rel=0.02), where
-        assert 7 <= sink.summary.totals.phase("train").n_steps <= 8, where
+        interrupted = bool(ctrl_c.where)
+        assert tiles(sink.records), ctrl_c.where
+        assert sink.summary.totals.energy_j == pytest.approx(meter.truth_j("gpu0", start_ns, end_ns), rel=0.02), ctrl_c.where
+        assert 7 <= sink.summary.totals.phase("train").n_steps <= 8, ctrl_c.where
     assert position > 20

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import RunFile, read_jsonl, run_file
+from tests.processes import TWO_RANKS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS = 4
@@ -77,8 +78,7 @@ def test_example(tmp_path, example, run_dir, loss, work):
 
 def torchrun(name: str, log_dir: Path) -> str:
     """What the example prints, in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(EXAMPLES / name), "--steps", str(STEPS), "--log-dir", str(log_dir)]
+    command = [*TWO_RANKS, str(EXAMPLES / name), "--steps", str(STEPS), "--log-dir", str(log_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr

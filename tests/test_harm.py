@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import warnings
@@ -14,6 +13,7 @@ import green_torch
 from green_torch.errors import GreenTorchWarning
 from green_torch.records import Domain, IntensityPoint, Method, Phase, Reading
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from tests.processes import CtrlC
 
 
 def scene(power_w=100.0, **options):
@@ -359,21 +359,8 @@ def test_an_interruption_anywhere_leaves_a_whole_run():
     while True:
         position += 1
         clock, meter, sink, tracker = scene()
-        seen, where = 0, ""
-
-        def at_line(frame, event, argument, position=position):
-            nonlocal seen, where
-            if event == "line":
-                seen += 1
-                if seen == position:
-                    where = f"{frame.f_code.co_name}:{frame.f_lineno}"
-                    raise KeyboardInterrupt
-            return at_line
-
-        def at_call(frame, event, argument):
-            # The scripted clock runs the recorder's tick on this thread; on a real one Ctrl-C can't strike there.
-            return at_line if frame.f_code.co_filename.endswith(ours) and not in_tick(frame) else None
-
+        # The scripted clock runs the recorder's tick on this thread; on a real one Ctrl-C can't strike there.
+        ctrl_c = CtrlC(position, lambda frame: frame.f_code.co_filename.endswith(ours) and not in_tick(frame))
         interrupted = False
         try:
             with tracker:
@@ -382,27 +369,23 @@ def test_an_interruption_anywhere_leaves_a_whole_run():
                     clock.advance(1.0)
                     tracker.step()
                 clock.advance(1.0)
-                previous = sys.gettrace()
-                sys.settrace(at_call)
-                try:
+                with ctrl_c:
                     tracker.step()
                     with tracker.phase("eval"):
                         clock.advance(1.0)
                     tracker.flush(0.0)
-                finally:
-                    sys.settrace(previous)
         except KeyboardInterrupt:
             interrupted = True
         summary = tracker.summary()
-        assert sink.closed, where
-        assert sink.summary is not None, where
+        assert sink.closed, ctrl_c.where
+        assert sink.summary is not None, ctrl_c.where
         assert summary.status == ("failed" if interrupted else "completed")
         truth_j = meter.truth_j("gpu0", start_ns, clock.now_ns())
         assert truth_j - 115 <= summary.totals.energy_j <= truth_j + 5, (
-            where
+            ctrl_c.where
         )  # a record under way may be lost, none comes twice
         assert summary.totals.energy_j == pytest.approx(sum(phase.energy_j for phase in summary.totals.phases))
-        assert 3 <= summary.totals.phase("train").n_steps <= 4, where
+        assert 3 <= summary.totals.phase("train").n_steps <= 4, ctrl_c.where
         if not interrupted:
             break
     assert position > 60

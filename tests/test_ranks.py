@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
+from tests.processes import TWO_RANKS
 
 WORKER = Path(__file__).parent / "rank_worker.py"
 STEP_J = (12.0, 20.0)  # rank 0: 10 J on its GPU, 1 J for CPU and memory each; rank 1: 20 J on its GPU alone
@@ -56,9 +57,8 @@ def two(log_dir: Path, *options: str, **more: str) -> list[Rank]:
 
 def test_totals_under_torchrun_are_the_truth_to_the_joule(tmp_path):
     """Rank zero sums all ranks, a node's CPU once; each has a file of its own, under one run id; TensorBoard speaks for the job."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
     done = subprocess.run(
-        [*command, "--log-dir", str(tmp_path), "--steps", "20"],
+        [*TWO_RANKS, str(WORKER), "--log-dir", str(tmp_path), "--steps", "20"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -26,6 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from transformers.integrations import TensorBoardCallback
 
 from green_torch.transformers import GreenCallback
+from tests.processes import TWO_RANKS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLOSE = 5e-4  # the counter is read every 10 ms: what a boundary's own interval holds is an estimate
@@ -572,17 +573,7 @@ def test_the_example_writes_its_model_card(tmp_path):
 def test_every_process_of_a_distributed_training_measures(tmp_path):
     """Under torchrun each rank keeps its file, the first alone writes events and the card, which is of all ranks."""
     log_dir = tmp_path / "runs"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-    ]
-    run(*command, "127.0.0.1:0", str(EXAMPLES / "hf_trainer.py"), "--steps", "2", "--log-dir", str(log_dir), cwd=tmp_path)
+    run(*TWO_RANKS, str(EXAMPLES / "hf_trainer.py"), "--steps", "2", "--log-dir", str(log_dir), cwd=tmp_path)
     files = [read_jsonl(path) for path in sorted((log_dir / "green").iterdir())]
     assert [(file.manifest.rank, file.manifest.world_size) for file in files] == [(0, 2), (1, 2)]
     assert all(file.summary is not None and file.summary.status == "completed" for file in files)
