@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 Arguments = Mapping[str, Any]
 
@@ -35,17 +37,43 @@ def _plain(flops: int) -> Cost:
     return Cost(flops, flops)
 
 
-def _matmul(left: str, right: str) -> Formula:
+def _product(x: Any, y: Any) -> int:
     """``(..., m, k) @ (..., k, n)``, or with a vector on the right, or a dot product: twice the left times the columns."""
+    if x.layout is not torch.strided or y.layout is not torch.strided:
+        raise NotImplementedError("sparse layout")
+    columns = y.shape[-1] if y.dim() > 1 else 1
+    return int(2 * x.numel() * columns) * _packed(x)
 
-    def formula(a: Arguments, _causal: bool) -> Cost:
-        x, y = a[left], a[right]
-        if x.layout is not torch.strided or y.layout is not torch.strided:
-            raise NotImplementedError("sparse layout")
-        columns = y.shape[-1] if y.dim() > 1 else 1
-        return _plain(2 * x.numel() * columns)
 
-    return formula
+def _packed(x: Any) -> int:
+    """How many values an element holds: 4-bit floats come in pairs."""
+    return 2 if str(x.dtype).endswith("_x2") else 1
+
+
+def _matmul(left: str, right: str) -> Formula:
+    return lambda a, _causal: _plain(_product(a[left], a[right]))
+
+
+def _foreach_mm(a: Arguments, _causal: bool) -> Cost:
+    """Several products in one call."""
+    return _plain(sum(_product(x, y) for x, y in zip(a["self"], a["mat2"], strict=True)))
+
+
+def _mm_plus_mm(a: Arguments, _causal: bool) -> Cost:
+    """The sum of two products, which a compiler made one call."""
+    return _plain(_product(a["a"], a["b"]) + _product(a["c"], a["d"]))
+
+
+def _all_gather_matmul(a: Arguments, _causal: bool) -> Cost:
+    """One product for each right side; the left one is a shard until it is gathered, so the results tell its rows."""
+    return _plain(sum(2 * out.numel() * a["A"].shape[-1] for out in a["<out>"][1]))
+
+
+def _scaled_mm_v2(a: Arguments, _causal: bool) -> Cost:
+    """The caller may say which dimension is summed over."""
+    x = a["self"]
+    inner = x.shape[a["contraction_dim"][0] if a.get("contraction_dim") else -1]
+    return _plain(2 * a["<out>"].numel() * inner * _packed(x))
 
 
 def _twice(formula: Formula) -> Formula:
@@ -55,17 +83,23 @@ def _twice(formula: Formula) -> Formula:
 
 def _linear(a: Arguments, _causal: bool) -> Cost:
     """``input @ weight.T`` where a backend doesn't break it up."""
-    x, weight = a.get("input", a.get("self", a.get("X"))), a.get("weight", a.get("W"))
+    x, weight = _first(a, "input", "self", "X"), _first(a, "weight", "W", "mat2")
     if x is None or weight is None:
         raise NotImplementedError("unknown arguments")
     return _plain(2 * x.numel() * weight.shape[0])
+
+
+def _linear_backward(a: Arguments, _causal: bool) -> Cost:
+    """One product for each gradient that is asked for: of the input, and of the weight."""
+    products = sum(a["output_mask"][:2]) if "output_mask" in a else 1
+    return _plain(2 * a["grad_output"].numel() * a["weight"].shape[-1] * products)
 
 
 def _grouped_mm(a: Arguments, _causal: bool) -> Cost:
     """Matrices of several experts in one call: a 2-D operand is cut along its long side, so each of its rows meets one expert."""
     x, y = a["self"], a["mat2"]
     groups = x.shape[0] if x.dim() == y.dim() == 3 else 1
-    return _plain(2 * groups * x.shape[-2] * x.shape[-1] * y.shape[-1])
+    return _plain(2 * groups * x.shape[-2] * x.shape[-1] * y.shape[-1] * _packed(x))
 
 
 def _trilinear(a: Arguments, _causal: bool) -> Cost:
@@ -96,8 +130,7 @@ def _convolution_flops(x: Sequence[int], weight: Sequence[int], y: Sequence[int]
 
 def _convolution(transposed: bool | None = None) -> Formula:
     def formula(a: Arguments, _causal: bool) -> Cost:
-        x = a.get("input", a.get("self", a.get("X")))
-        weight = a.get("weight", a.get("W"))
+        x, weight = _first(a, "input", "self", "X"), _first(a, "weight", "W")
         if x is None or weight is None:
             raise NotImplementedError("unknown arguments")
         flipped = a.get("transposed", False) if transposed is None else transposed
@@ -110,6 +143,12 @@ def _convolution_backward(a: Arguments, _causal: bool) -> Cost:
     """The gradients of input and weight each take as many multiply-adds as the forward."""
     forward = _convolution_flops(a["input"].shape, a["weight"].shape, a["grad_output"].shape, a["transposed"])
     return _plain(forward * sum(a["output_mask"][:2]))
+
+
+def _conv_tbc(a: Arguments, _causal: bool) -> Cost:
+    """A convolution over ``(time, batch, channels)`` with a weight of ``(width, channels in, channels out)``."""
+    width, channels, _ = a["weight"].shape
+    return _plain(2 * a["<out>"].numel() * width * channels)
 
 
 def attention(
@@ -136,34 +175,44 @@ def attention(
     return Cost(hardware, model, recompute)
 
 
+def _qkv(a: Arguments) -> tuple[Any, Any, Any]:
+    return _first(a, "query", "q"), _first(a, "key", "k"), _first(a, "value", "v")
+
+
 def _attention(*, backward: bool) -> Formula:
     def formula(a: Arguments, causal: bool) -> Cost:
-        query, key, value = (a[name].shape for name in ("query", "key", "value"))
+        query, key, value = (t.shape for t in _qkv(a))
         return attention(query, key, value, backward=backward, fused=True, halved=causal and bool(a.get("is_causal")))
 
     return formula
 
 
 def _packed_attention(*, backward: bool) -> Formula:
-    """The kernels below nested tensors, laid out ``(..., length, heads, width)``, sequences of several lengths end to end."""
+    """The kernels below varlen attention and nested tensors, laid out ``(..., length, heads, width)``.
+
+    Where they are told where sequences start, these of several lengths lie end to end, and each counts at its own; a key's may be
+    cut short further.
+    """
 
     def formula(a: Arguments, causal: bool) -> Cost:
-        query, key, value = a["query"], a["key"], a["value"]
-        halved = causal and bool(a.get("is_causal") or a.get("custom_mask_type"))
+        query, key, value = _qkv(a)
+        halved = causal and bool(_first(a, "is_causal", "causal", "custom_mask_type"))
         starts_q = _first(a, "cum_seq_q", "cu_seqlens_q", "cu_seq_q")
         starts_k = _first(a, "cum_seq_k", "cu_seqlens_k", "cu_seq_k")
+        used_k = _first(a, "seqused_k", "seqlen_k")
         if starts_q is None:
-            lengths = [(query.shape[-3], key.shape[-3])]
             batch = prod(query.shape[:-3])
-        elif starts_q.device.type == "meta":
-            raise NotImplementedError("lengths unknown")
+            lengths_q, lengths_k = [query.shape[-3]], [key.shape[-3]]
         else:
-            lengths = list(
-                zip(starts_q.diff().tolist(), (starts_q if starts_k is None else starts_k).diff().tolist(), strict=True)
-            )
             batch = 1
+            lengths_q = _lengths(starts_q)
+            lengths_k = lengths_q if starts_k is None else _lengths(starts_k)
+        if used_k is not None:
+            lengths_k = _values(used_k)
+            if starts_q is None:
+                batch, lengths_q = batch // len(lengths_k), lengths_q * len(lengths_k)
         total = Cost(0, 0)
-        for length_q, length_k in lengths:
+        for length_q, length_k in zip(lengths_q, lengths_k, strict=True):
             one = attention(
                 (batch, query.shape[-2], length_q, query.shape[-1]),
                 (batch, key.shape[-2], length_k, key.shape[-1]),
@@ -176,6 +225,29 @@ def _packed_attention(*, backward: bool) -> Formula:
         return total
 
     return formula
+
+
+def _cudnn_attention(*, backward: bool) -> Formula:
+    """The kernel of cuDNN: ``(batch, heads, length, width)``, and as the others where it is told where sequences start."""
+    dense, packed = _attention(backward=backward), _packed_attention(backward=backward)
+
+    def formula(a: Arguments, causal: bool) -> Cost:
+        return (dense if a["query"].dim() == 4 else packed)(a, causal)
+
+    return formula
+
+
+def _lengths(starts: Any) -> list[int]:
+    """Of sequences that lie end to end."""
+    places = _values(starts)
+    return [end - start for start, end in pairwise(places)]
+
+
+def _values(numbers: Any) -> list[int]:
+    """What a tensor holds. A meta tensor, or a fake one, holds nothing."""
+    if numbers.device.type == "meta" or isinstance(numbers, FakeTensor):
+        raise NotImplementedError("lengths unknown")
+    return [int(number) for number in numbers.tolist()]
 
 
 def _first(a: Arguments, *names: str) -> Any:
@@ -261,14 +333,24 @@ def _named(kind: str, formula: Formula, *names: str) -> dict[str, tuple[str, For
 
 
 FORMULAS: Mapping[str, tuple[str, Formula]] = {
-    **_named("mm", _matmul("self", "mat2"), "mm", "bmm", "_int_mm", "_scaled_mm", "_scaled_mm_v2", "_weight_int8pack_mm"),
+    **_named("mm", _matmul("self", "mat2"), "mm", "bmm", "_int_mm", "_scaled_mm"),
+    **_named("mm", _scaled_mm_v2, "_scaled_mm_v2"),
+    **_named("mm", _foreach_mm, "_foreach_mm"),
     **_named("mm", _matmul("mat1", "mat2"), "addmm", "_addmm_activation"),
     **_named("mm", _matmul("batch1", "batch2"), "baddbmm", "addbmm"),
     **_named("mm", _matmul("self", "vec"), "mv"),
     **_named("mm", _matmul("mat", "vec"), "addmv"),
     **_named("mm", _matmul("self", "tensor"), "dot"),
     **_named("mm", _matmul("self", "other"), "vdot"),
-    **_named("mm", _linear, "linear", "mkldnn_linear", "mkldnn::_linear_pointwise"),
+    **_named("mm", _linear, "linear", "mkldnn_linear", "mkldnn::_linear_pointwise", "_weight_int8pack_mm"),
+    **_named("mm", _linear_backward, "linear_backward", "mkldnn_linear_backward"),
+    **_named("mm", _linear_backward, "mkldnn_linear_backward_input", "mkldnn_linear_backward_weights"),
+    **_named("mm", _mm_plus_mm, "inductor::_mm_plus_mm"),
+    **_named("mm", _matmul("a", "b"), "symm_mem::_async_input_mm"),
+    **_named("mm", _all_gather_matmul, "symm_mem::fused_all_gather_matmul", "symm_mem::fused_all_gather_scaled_matmul"),
+    **_named(
+        "mm", _matmul("A", "B"), "symm_mem::fused_matmul_reduce_scatter", "symm_mem::fused_scaled_matmul_reduce_scatter"
+    ),
     **_named("mm", _grouped_mm, "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"),
     **_named("mm", _matmul("input", "weight"), "transformers::grouped_mm_fallback"),
     **_named("mm", _twice(_matmul("input", "weight")), "transformers::grouped_mm_fallback_backward"),
@@ -281,10 +363,15 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
         *("cudnn_convolution_add_relu", "miopen_convolution", "miopen_depthwise_convolution", "mkldnn_convolution"),
         *("thnn_conv2d", "_slow_conv2d_forward", "slow_conv3d", "slow_conv3d_forward", "_conv_depthwise2d", "conv_depthwise3d"),
         *("slow_conv_dilated2d", "slow_conv_dilated3d", "mkldnn::_convolution_pointwise", "mkldnn::_convolution_pointwise_"),
+        *("miopen_convolution_relu", "miopen_convolution_add_relu", "_nnpack_spatial_convolution", "_mps_convolution"),
     ),
     **_named(
-        "conv", _convolution(transposed=True), "cudnn_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d"
+        "conv",
+        _convolution(transposed=True),
+        *("cudnn_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d", "miopen_convolution_transpose"),
+        *("_mps_convolution_transpose", "mkldnn::_convolution_transpose_pointwise"),
     ),
+    **_named("conv", _conv_tbc, "conv_tbc"),
     **_named("conv", _convolution_backward, "convolution_backward", "convolution_backward_overrideable"),
     **_named(
         "mm",
@@ -292,6 +379,7 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
         *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
         *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
         *("_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps"),
+        "_triton_scaled_dot_attention",
     ),
     **_named(
         "mm",
@@ -300,11 +388,22 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
         *("_scaled_dot_product_efficient_attention_backward", "_scaled_dot_product_cudnn_attention_backward"),
         "_scaled_dot_product_fused_attention_overrideable_backward",
     ),
-    **_named("mm", _packed_attention(backward=False), "_flash_attention_forward", "_efficient_attention_forward"),
-    **_named("mm", _packed_attention(backward=True), "_flash_attention_backward", "_efficient_attention_backward"),
-    **_named("mm", _packed_attention(backward=False), "torch_attn::_varlen_attn"),
-    **_named("mm", _packed_attention(backward=True), "torch_attn::_varlen_attn_backward"),
-    **_named("mm", _native_mha, "_native_multi_head_attention"),
+    **_named(
+        "mm",
+        _packed_attention(backward=False),
+        *("_flash_attention_forward", "_flash_attention_forward_no_dropout_inplace", "_efficient_attention_forward"),
+        *("torch_attn::_varlen_attn", "torch_attn::_varlen_attn_out"),
+        *("flash_attn::_flash_attn_forward", "flash_attn::_flash_attn_varlen_forward"),
+    ),
+    **_named(
+        "mm",
+        _packed_attention(backward=True),
+        *("_flash_attention_backward", "_efficient_attention_backward", "torch_attn::_varlen_attn_backward"),
+        *("flash_attn::_flash_attn_backward", "flash_attn::_flash_attn_varlen_backward"),
+    ),
+    **_named("mm", _cudnn_attention(backward=False), "_cudnn_attention_forward"),
+    **_named("mm", _cudnn_attention(backward=True), "_cudnn_attention_backward"),
+    **_named("mm", _native_mha, "_native_multi_head_attention", "_triton_multi_head_attention"),
     **_named("mm", _encoder_layer, "_transformer_encoder_layer_fwd"),
     **_named("mm", _rnn, "_cudnn_rnn", "miopen_rnn", "mkldnn_rnn_layer"),
     **_named("mm", _rnn_backward, "_cudnn_rnn_backward", "miopen_rnn_backward", "mkldnn_rnn_layer_backward"),
@@ -317,7 +416,8 @@ _COMPUTES = re.compile(
 )
 _DOES_NOT = re.compile(r"rnn_flatten|_(fused|differentiable)_(lstm|gru)_cell|prepack$|quantize_weight|reorder")
 _PLUMBING = re.compile(
-    r"prims?(_impl)?|debugprims|rngprims|c10d|_?c10d_functional(_autograd)?|_dtensor|fsdp|symm_mem|inductor|profiler|streams|record_function"
+    r"prims?(_impl)?|debugprims|rngprims|inductor(_prims)?|flex_lib|quantized_decomposed|debug_mode_ops|profiler|streams|record_function"
+    r"|c10d|_?c10d_functional(_autograd)?|_dtensor|fsdp|symm_mem"
 )
 
 
@@ -329,6 +429,6 @@ def formula_of(name: str) -> tuple[str, Formula] | None:
 def computes(name: str) -> bool:
     """Whether an operation without a formula does more than element-wise work, by its name; foreign operations may do anything."""
     namespace, _, op = name.partition("::")
-    if namespace != "aten":
-        return _PLUMBING.fullmatch(namespace) is None
+    if namespace != "aten" and _PLUMBING.fullmatch(namespace) is None:
+        return True
     return _COMPUTES.search(op) is not None and _DOES_NOT.search(op) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -99,8 +100,8 @@ def meta_tally(
 
     ``device`` is the kind on which it really runs, whose ``autocast`` dtype it runs under. Raises whatever the model raises on meta.
     """
-    stand_in = _StandIn(device, _Originals(model))
-    tally = Tally(attention, stand_in.dtype)
+    stand_in = _StandIn(device, _Originals(model), attention)
+    tally = stand_in.tally
     fused = fused and _fused_allowed()
     with ExitStack() as stack:
         for context in (hidden(), _eagerly(), _same_randomness(), torch.set_grad_enabled(backward)):
@@ -177,10 +178,12 @@ class _StandIn(TorchFunctionMode):
     """Lets a model run on meta tensors and on what is real among them, and remembers what autocast would have made of them.
 
     Autocast doesn't cast meta tensors, and its state can't be read from inside an operation: it is read at each call of torch.
+    FlexAttention refuses tensors on meta: it is told that they are on a GPU, and its kernel is not run. What is counted is in ``tally``.
     """
 
-    def __init__(self, device: str, originals: _Originals) -> None:
+    def __init__(self, device: str, originals: _Originals, attention: Attention) -> None:
         super().__init__()
+        self.tally = Tally(attention, self.dtype)
         self._originals = originals
         self._device = device
         self._autocast: torch.dtype | None = None
@@ -190,10 +193,14 @@ class _StandIn(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: tuple[type, ...], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func == _DEVICE_OF and sys._getframe(1).f_code.co_qualname in _ASK_FOR_FLEX:  # noqa: SLF001 - who asks
+            return _GPU
         autocast = autocast_dtype(self._device)
         if not in_backward():
             self._autocast = autocast
             self._autocast_seen = autocast or self._autocast_seen
+        if isinstance(func, torch._ops.HigherOrderOperator) and str(func) == "flex_attention":  # noqa: SLF001 - no public name
+            return _flex_attention(self.tally, *args, **(kwargs or {}))
         if autocast is None or self._device != "cpu":
             return func(*args, **(kwargs or {}))
         torch.set_autocast_enabled("cpu", False)  # else it would cast what is real, which then fits nothing
@@ -214,15 +221,19 @@ class _StandIn(TorchFunctionMode):
 
         What the model makes on its own device goes to meta, but for whole numbers and truths: they stay real, so that what is asked
         of masks, ids and lengths has an answer. What a meta tensor was written into is one from then on: its values are wrong.
+        The arguments are given back with the values that they have: lengths of sequences decide what attention costs.
         """
         tensors = _tensors(args, kwargs)
         self._originals.refuse(tensors)
         real = [tensor for tensor in tensors if not tensor.is_meta]
         on_meta = len(real) < len(tensors) or self._is_stale(real) or _elements_at_most(real) > MAX_VALUES
+        given = args, kwargs
         if on_meta and real:
+            stale = self._is_stale(real)
             self._note_writes(func, args, kwargs)
             args = self._with_places(func, args)
             args, kwargs = tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), (args, kwargs))
+            given = (args, kwargs) if stale else given
         device = kwargs.get("device")
         elsewhere = device is not None and (on_meta or torch.device(device).type != "cpu")
         if elsewhere:
@@ -230,9 +241,8 @@ class _StandIn(TorchFunctionMode):
         shapes = _SHAPES.get(func) if on_meta else None
         out = func(*args, **kwargs) if shapes is None else shapes(*args, **kwargs)
         if elsewhere and not on_meta and whole(out.dtype) and out.numel() <= MAX_VALUES:
-            kwargs = {**kwargs, "device": torch.device("cpu")}
-            out = func(*args, **kwargs)
-        return args, kwargs, out
+            out = func(*args, **{**kwargs, "device": torch.device("cpu")})
+        return *given, out
 
     def _is_stale(self, real: list[torch.Tensor]) -> bool:
         """Whether meta tensors were written into one of them."""
@@ -269,6 +279,10 @@ def _grouped_mm(x: torch.Tensor, y: torch.Tensor, offs: torch.Tensor | None = No
     return x.new_empty((*groups, x.shape[-2], y.shape[-1]))
 
 
+_DEVICE_OF = torch.Tensor.device.__get__
+_ASK_FOR_FLEX = frozenset({"flex_attention", "_validate_device"})
+_GPU = torch.device("cuda")
+
 _NOT_CAST = frozenset({"aten::_grouped_mm"})
 """Products that autocast leaves alone."""
 
@@ -290,7 +304,8 @@ def _attention_on_meta(tally: Tally, *, fused: bool) -> Iterator[None]:
             rest[index] if len(rest) > index else named.get(name) for index, name in ((0, "attn_mask"), (2, "is_causal"))
         )
         tally.estimated = tally.estimated or fused
-        return _Attention.apply(query, key, value, mask, tally, fused, bool(is_causal))
+        how = _How("aten::scaled_dot_product_attention", tally, fused=fused, halved=tally.causal and bool(is_causal))
+        return _Attention.apply(how, query, key, value, mask)
 
     library = torch.library.Library("aten", "IMPL")
     try:
@@ -300,37 +315,63 @@ def _attention_on_meta(tally: Tally, *, fused: bool) -> Iterator[None]:
         library._destroy()  # noqa: SLF001 - else it would wait for the garbage collector
 
 
+def _flex_attention(
+    tally: Tally, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, score_mod: Any, *rest: Any, **_: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What FlexAttention's kernel gives: the output, and of each row the logarithm of the sum and the maximum.
+
+    Its mask has no say, so the hardware's FLOPs, of which blocks without any pair are left out, are an estimate.
+    """
+    tally.estimated = True
+    captured = [cell.cell_contents for cell in getattr(score_mod, "__closure__", None) or ()]
+    learned = [tensor for tensor in tensors_in([captured, rest]) if tensor.requires_grad]
+    output = _Attention.apply(_How("flex_attention", tally, fused=True, halved=False), query, key, value, *learned)
+    row = output.sum(-1, dtype=torch.float32)  # of no value, and of the same graph
+    return output, row, row.detach()
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """In what way attention runs: by which name, whether as one kernel and over half of the pairs, and where it is entered."""
+
+    name: str
+    tally: Tally
+    fused: bool
+    halved: bool
+
+
 class _Attention(torch.autograd.Function):
     """Attention that has shapes and costs, and no values."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        """Enters the forward's cost."""
-        query, key, value, _, tally, fused, is_causal = args
+    def forward(ctx: Any, how: _How, *tensors: torch.Tensor | None) -> torch.Tensor:
+        """Enters the forward's cost. The tensors are query, key, value, and what else gets a gradient."""
+        query, key, value = tensors[:3]
+        assert query is not None
+        assert key is not None
+        assert value is not None
         batch = query.shape[:-2]
         if key.shape[-3] == query.shape[-3]:
             batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         ctx.shapes = ((*batch, *query.shape[-2:]), key.shape, value.shape)
-        ctx.tensors = args[:4]
-        ctx.rest = (tally, fused, is_causal)
+        ctx.tensors = tensors
+        ctx.how = how
         _Attention._enter(ctx, backward=False)
-        output: torch.Tensor = query.new_empty((*batch, query.shape[-2], value.shape[-1]))
-        return output
+        return query.new_empty((*batch, query.shape[-2], value.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, *_grads: Any) -> tuple[Any, ...]:
         """Enters the backward's cost."""
         _Attention._enter(ctx, backward=True)
         if torch.is_grad_enabled():
-            ctx.rest[0].uncounted.add("aten::scaled_dot_product_attention (second derivative)")
-        grads = [torch.empty_like(t) if t is not None and t.requires_grad else None for t in ctx.tensors]
-        return (*grads, None, None, None)
+            ctx.how.tally.uncounted.add(f"{ctx.how.name} (second derivative)")
+        return None, *(torch.empty_like(t) if t is not None and t.requires_grad else None for t in ctx.tensors)
 
     @staticmethod
     def _enter(ctx: Any, *, backward: bool) -> None:
-        tally, fused, is_causal = ctx.rest
-        cost = attention_cost(*ctx.shapes, backward=backward, fused=fused, halved=tally.causal and is_causal)
-        tally.add(f"aten::scaled_dot_product_attention{'_backward' * backward}", "mm", ctx.tensors[0].dtype, cost)
+        how = ctx.how
+        cost = attention_cost(*ctx.shapes, backward=backward, fused=how.fused, halved=how.halved)
+        how.tally.add(f"{how.name}{'_backward' * backward}", "mm", ctx.tensors[0].dtype, cost)
 
 
 def _fused_allowed() -> bool:
