@@ -55,7 +55,8 @@ class Entry(NamedTuple):
 class Tally:
     """What was seen so far. Entries are appended, which the threads of a backward may do at the same time.
 
-    ``locate`` names the place where the running operation belongs; it is asked at each of them, once it is set.
+    ``locate`` names the place where the running operation belongs; it is asked at each of them, once it is set. ``of_values`` tells
+    whether the same operations on the same shapes may cost something else another time.
     """
 
     def __init__(self, attention_flops: Attention, dtype_of: Callable[[str, torch.dtype], torch.dtype] | None = None) -> None:
@@ -64,6 +65,7 @@ class Tally:
         self.causal = attention_flops == "causal"
         self.uncounted: set[str] = set()
         self.estimated = False
+        self.of_values = False
         self.locate: Callable[[], str] | None = None
         self.entries: list[Entry] = []
         self._dtype_of = dtype_of
@@ -93,7 +95,9 @@ class Tally:
         try:
             kind, formula = known
             arguments = _by_name(func, args, kwargs, out)
-            self.add(_name(func), kind, _first_dtype(arguments), formula(arguments, self.causal), place)
+            cost = formula(arguments, self.causal)
+            self.of_values = self.of_values or cost.of_values
+            self.add(_name(func), kind, _first_dtype(arguments), cost, place)
         except Exception as error:
             self.uncounted.add(f"{_name(func)} ({error})" if isinstance(error, NotImplementedError) else _name(func))
 
@@ -154,6 +158,11 @@ class LiveCounter:
             mode.retire()
         if stance is not None:
             stance.__exit__(None, None, None)
+
+    @property
+    def of_values(self) -> bool:
+        """Whether the same operations on the same shapes may cost something else another time: sequences that lie end to end."""
+        return self._tally.of_values
 
     def count(self) -> FlopCount:
         """FLOPs of everything that ran inside so far."""

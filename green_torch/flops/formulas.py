@@ -22,11 +22,15 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs of one operation: what it runs, what the mathematics asks for, and what of the former it computes a second time."""
+    """FLOPs of one operation: what it runs, what the mathematics asks for, and what of the former it computes a second time.
+
+    ``of_values``: not the shapes alone tell, but values (lengths of sequences that lie end to end) too.
+    """
 
     hardware: int
     model: int
     recompute: int = 0
+    of_values: bool = False
 
 
 Formula = Callable[[Arguments, bool], Cost]
@@ -211,7 +215,7 @@ def _packed_attention(*, backward: bool) -> Formula:
             lengths_k = _values(used_k)
             if starts_q is None:
                 batch, lengths_q = batch // len(lengths_k), lengths_q * len(lengths_k)
-        total = Cost(0, 0)
+        hardware = model = recompute = 0
         for length_q, length_k in zip(lengths_q, lengths_k, strict=True):
             one = attention(
                 (batch, query.shape[-2], length_q, query.shape[-1]),
@@ -221,8 +225,8 @@ def _packed_attention(*, backward: bool) -> Formula:
                 fused=True,
                 halved=halved,
             )
-            total = Cost(total.hardware + one.hardware, total.model + one.model, total.recompute + one.recompute)
-        return total
+            hardware, model, recompute = hardware + one.hardware, model + one.model, recompute + one.recompute
+        return Cost(hardware, model, recompute, of_values=not (starts_q is None and used_k is None))
 
     return formula
 
@@ -348,9 +352,7 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
     **_named("mm", _mm_plus_mm, "inductor::_mm_plus_mm"),
     **_named("mm", _matmul("a", "b"), "symm_mem::_async_input_mm"),
     **_named("mm", _all_gather_matmul, "symm_mem::fused_all_gather_matmul", "symm_mem::fused_all_gather_scaled_matmul"),
-    **_named(
-        "mm", _matmul("A", "B"), "symm_mem::fused_matmul_reduce_scatter", "symm_mem::fused_scaled_matmul_reduce_scatter"
-    ),
+    **_named("mm", _matmul("A", "B"), "symm_mem::fused_matmul_reduce_scatter", "symm_mem::fused_scaled_matmul_reduce_scatter"),
     **_named("mm", _grouped_mm, "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2"),
     **_named("mm", _matmul("input", "weight"), "transformers::grouped_mm_fallback"),
     **_named("mm", _twice(_matmul("input", "weight")), "transformers::grouped_mm_fallback_backward"),

@@ -74,6 +74,7 @@ class StepFlops:
         self._hook: Any = None
         self._devices: tuple[str, ...] = ()
         self._known: dict[Key, tuple[FlopCount | None, int]] = {}  # None: can't be counted
+        self._of_values: set[Key] = set()  # keys that may cost something else another time
         self._sketches: dict[Key, _Sketch] = {}
         self._pending: dict[Key, int] = {}
         self._usual: dict[Key, int] = {}  # what was pending at the last take, where that had no flags; and its work
@@ -187,7 +188,7 @@ class StepFlops:
             if counter is not None:
                 counter.__exit__(None, None, None)
                 if key is not None:
-                    self._known[key] = (self._live_count(counter), self._step_elements)
+                    self._enter(key, self._live_count(counter), self._step_elements, counter)
                     self._flags.add(Flag.COUNTED)
             if key is not None:
                 self._pending[key] = self._pending.get(key, 0) + 1
@@ -217,16 +218,21 @@ class StepFlops:
         finally:
             self._live = False
         try:
-            self._enter_live(self._live_count(counter))
+            self._enter_live(self._live_count(counter), counter)
         except Exception as error:
             self._give_up(error)
 
-    def _enter_live(self, count: FlopCount) -> None:
+    def _enter(self, key: Key, count: FlopCount, elements: int, counter: LiveCounter) -> None:
+        self._known[key] = (count, elements)
+        if counter.of_values:
+            self._of_values.add(key)
+
+    def _enter_live(self, count: FlopCount, counter: LiveCounter) -> None:
         self._live_flops = count if self._live_flops is None else self._live_flops + count
         self._flags.add(Flag.COUNTED)
         if len(self._forwards_live) == 1:  # what was counted by hand holds for every later forward on such inputs
             ((key, times),) = self._forwards_live.items()
-            self._known[key] = (count.scaled(1 / times), self._live_elements)
+            self._enter(key, count.scaled(1 / times), self._live_elements, counter)
 
     # -- what it came to -----------------------------------------------------------------------------------------------------------
 
@@ -272,17 +278,19 @@ class StepFlops:
                 flags.add(Flag.FLOPS_UNKNOWN if scaled is None else Flag.FLOPS_SCALED)
                 return scaled
             flags.add(Flag.COUNTED)
-            known = self._known[key] = (self._count(sketch), sketch.elements)
+            known = self._known[key] = (self._count(key, sketch), sketch.elements)
+        elif key in self._of_values and Flag.COUNTED not in flags:  # a step like the one that was counted, not the same
+            flags.add(Flag.FLOPS_SCALED)
         if known is None or known[0] is None:
             flags.add(Flag.FLOPS_UNKNOWN)
             return None
         return known[0]
 
-    def _count(self, sketch: _Sketch) -> FlopCount | None:
+    def _count(self, key: Key, sketch: _Sketch) -> FlopCount | None:
         assert self._model is not None
         assert sketch.inputs is not None
         try:
-            count = meta_tally(
+            tally = meta_tally(
                 self._model,
                 *sketch.inputs,
                 attention=self._attention,
@@ -290,11 +298,13 @@ class StepFlops:
                 autocast=sketch.autocast,
                 fused=True,
                 backward=sketch.backward,
-            ).count()
+            )
         except Exception as error:
             self._unknown(error)
             return None
-        return self._checked(count)
+        if tally.of_values:
+            self._of_values.add(key)
+        return self._checked(tally.count())
 
     def _scaled(self, key: Key, elements: int) -> FlopCount | None:
         """The nearest key that ran in the same way, times the ratio of elements."""
