@@ -3,14 +3,19 @@
 The energy counter's period, cost and honesty; that a tracked loop synchronises nothing, and what ``step()`` costs; where step
 boundaries are put against a synchronised truth; FLOP counts of each attention kernel; MFU and HFU of BF16, flash and checkpointing
 against FP32 on a GPT of 124M; a run's joules against integrated power; the GPU-marked tests. Each part is guarded: one that fails
-leaves the others' results. ``--dry-run`` runs on any machine what of each part a CPU and a simulated driver can run, and writes
-nothing; ``--only NAME`` runs one part. Without a GPU it says so and leaves.
+leaves the others' results, and results are written after each, so that a machine that is taken away loses the part under way alone.
+``--dry-run`` runs on any machine what of each part a CPU and a simulated driver can run; ``--only NAME`` runs one part; ``--results
+FOLDER`` writes elsewhere than under ``benchmarks/results``. Without a GPU it says so and leaves.
+
+It needs a copy of the repository, torch, nvidia-ml-py, psutil and pytest; the package itself need not be installed. On a borrowed
+machine that gives back what lies under ``$OUT``: ``python3 benchmarks/gpu_check.py --results $OUT``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import statistics
 import subprocess
 import sys
@@ -19,12 +24,13 @@ import time
 import traceback
 import warnings
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from report import table, write
+from report import RESULTS, ROOT, table, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import green_torch
@@ -40,7 +46,8 @@ from green_torch.units import ns_to_s
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
+DEADLINE_S = 540.0  # of the ten minutes that such a machine is lent for at a time
+TESTS_AT_MOST_S = 150.0
 GPT_124M_MODEL_FLOPS = 7_001_333_563_392  # a step of 8 x 1024 tokens, attention in full: FACTS.md, 3
 SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize")
 
@@ -60,7 +67,6 @@ def driver(*, dry: bool) -> Iterator[Any]:
     if not dry:
         yield None
         return
-    sys.path.insert(0, str(ROOT))
     from tests.simnvml import Gpu, simulated, square
 
     with simulated(Gpu(square(90, 330, period_s=0.11), period_s=0.02), virtual=False) as sim:
@@ -229,48 +235,141 @@ def boundaries(*, dry: bool) -> Part:
     return Part(table(header, rows), passed, result)
 
 
-def attention(*, dry: bool) -> Part:
-    """FLOPs of each attention kernel, forward and backward: the model's are the same, the hardware's what the kernel does."""
-    device, dtype = ("cpu", torch.float32) if dry else ("cuda", torch.bfloat16)
-    batch, heads, length, width = (2, 2, 64, 16) if dry else (4, 12, 1024, 64)
-    expected = 3 * 4 * batch * heads * length**2 * width
+def kernels(*, dry: bool) -> Part:
+    """FLOPs of each attention kernel and of products that only GPUs have, forward and backward, against closed forms.
+
+    The model's are the same whatever the kernel; with a fused backward the hardware runs a sixth more (7 / 6).
+    """
     rows, result, passed = [], {}, True
-    backends = {
-        "math": SDPBackend.MATH,
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-    }
-    for name, backend in backends.items():
-        q, k, v = (torch.randn(batch, heads, length, width, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    for name, (expected, ratio, run) in (attention_cases(dry=dry) | product_cases(dry=dry)).items():
         try:
-            with sdpa_kernel(backend), LiveCounter() as live:
-                torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
-        except RuntimeError as error:
-            rows.append([name, "not here", str(error).splitlines()[0][:60], "", ""])
+            with LiveCounter() as live:
+                run()
+        except Exception as error:  # a kernel that this GPU, or this torch, lacks
+            rows.append([name, "not here", f"{type(error).__name__}: {str(error).splitlines()[0][:60]}", "", ""])
             result[name] = None
+            passed &= dry or not name.endswith("causal")  # every attention kernel takes plain causal attention
             continue
         count = live.count()
-        right = count.model_flops == expected and not count.uncounted_ops
+        found = count.hardware_flops / count.model_flops if count.model_flops else float("nan")
+        right = count.model_flops == expected and not count.uncounted_ops and (ratio is None or abs(found - ratio) < 1e-9)
         passed &= right
-        ratio = count.hardware_flops / count.model_flops if count.model_flops else float("nan")
         rows.append(
-            [name, f"{count.model_flops:,.0f}", f"{ratio:.4f}", ", ".join(count.uncounted_ops), "yes" if right else "NO"]
+            [
+                name,
+                f"{count.model_flops:,.0f}",
+                f"{found:.4f}",
+                ", ".join(count.uncounted_ops),
+                "yes" if right else f"NO: {expected:,}",
+            ]
         )
         result[name] = {
+            "expected_model_flops": expected,
             "model_flops": count.model_flops,
             "hardware_flops": count.hardware_flops,
+            "by_dtype": count.flops_by_dtype,
             "uncounted": count.uncounted_ops,
         }
-    body = table(["kernel", "model FLOPs", "hardware / model", "uncounted", f"= {expected:,}"], rows)
-    return Part(body, passed, {"expected_model_flops": expected, **result})
+    body = table(["kernel", "model FLOPs", "hardware / model", "uncounted", "as by hand"], rows)
+    return Part(body, passed and any(result.values()), result)
+
+
+Case = tuple[int, "float | None", "Callable[[], object]"]
+
+
+def attention_cases(*, dry: bool) -> dict[str, Case]:
+    """Model FLOPs by hand, hardware over model FLOPs (``None``: any), and a forward and backward of each kernel."""
+    device, dtype = ("cpu", torch.float32) if dry else ("cuda", torch.bfloat16)
+    batch, heads, length, width = (2, 2, 64, 16) if dry else (4, 12, 1024, 64)
+
+    def tensors(*shape: int, n: int = 3) -> list[torch.Tensor]:
+        return [torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(n)]
+
+    def run(backend: SDPBackend, key_heads: int = heads, keys: int = length, **options: Any) -> None:
+        (q,), (k, v) = tensors(batch, heads, length, width, n=1), tensors(batch, key_heads, keys, width, n=2)
+        with sdpa_kernel(backend):
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, **options).sum().backward()
+
+    def varlen() -> None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        places = torch.tensor([0, length // 4, 2 * length], dtype=torch.int32, device=device)
+        varlen_attn(*tensors(2 * length, heads, width), places, places, 2 * length, 2 * length).sum().backward()
+
+    def jagged() -> None:
+        parts = [torch.randn(n, heads * width, device=device, dtype=dtype) for n in (length // 4, length)]
+        q = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+        heads_first = q.unflatten(-1, [heads, width]).transpose(1, 2)
+        torch.nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first).values().sum().backward()
+
+    products = 3 * 4 * batch * heads * length**2 * width
+    few = 2 if dry else 4
+    backends = {
+        "math": (SDPBackend.MATH, 1.0),
+        "flash": (SDPBackend.FLASH_ATTENTION, 7 / 6),
+        "efficient": (SDPBackend.EFFICIENT_ATTENTION, 7 / 6),
+        "cudnn": (SDPBackend.CUDNN_ATTENTION, 7 / 6),
+    }
+    cases: dict[str, Case] = {}
+    for name, (backend, ratio) in backends.items():
+        cases[f"attention: {name}, causal"] = products, ratio, partial(run, backend, is_causal=True)
+        cases[f"attention: {name}, twice the keys"] = 2 * products, ratio, partial(run, backend, keys=2 * length)
+        cases[f"attention: {name}, GQA"] = products, ratio, partial(run, backend, key_heads=few, enable_gqa=True)
+    of_parts = 3 * 4 * heads * width
+    quarter = length // 4
+    if not dry:
+        cases["attention: varlen"] = of_parts * (quarter**2 + (2 * length - quarter) ** 2), 7 / 6, varlen
+        cases["attention: jagged"] = of_parts * (quarter**2 + length**2), 7 / 6, jagged
+    return cases
+
+
+def product_cases(*, dry: bool) -> dict[str, Case]:
+    """The same of products, convolutions and the fused LSTM."""
+    if dry:
+        return {}
+    functional, cuda, bf16, n = torch.nn.functional, torch.device("cuda"), torch.bfloat16, 512
+
+    def grouped() -> None:
+        x = torch.randn(4 * n, n, device=cuda, dtype=bf16, requires_grad=True)
+        experts = torch.randn(4, n, 2 * n, device=cuda, dtype=bf16, requires_grad=True)
+        ends = torch.tensor([n, 2 * n, 3 * n, 4 * n], dtype=torch.int32, device=cuda)
+        functional.grouped_mm(x, experts, offs=ends).sum(dtype=torch.float32).backward()
+
+    def fp8() -> None:
+        a, b = (torch.randn(n, n, device=cuda).to(torch.float8_e4m3fn) for _ in range(2))
+        one = torch.ones((), device=cuda)
+        torch._scaled_mm(a, b.t(), one, one, out_dtype=bf16)  # noqa: SLF001 - torch's name for it
+
+    def integers() -> None:
+        a, b = (torch.ones(n, n, device=cuda, dtype=torch.int8) for _ in range(2))
+        torch._int_mm(a, b)  # noqa: SLF001 - as above
+
+    def convolution(groups: int) -> None:
+        layer = torch.nn.Conv2d(64, 64, 3, padding=1, groups=groups, bias=False).to(cuda, bf16)
+        x = torch.randn(8, 64, 32, 32, device=cuda, dtype=bf16, requires_grad=True)
+        layer(x).sum().backward()
+
+    def recurrent() -> None:
+        layer = torch.nn.LSTM(64, 128, bias=False).to(cuda)
+        layer(torch.randn(20, 8, 64, device=cuda))[0].sum().backward()
+
+    convolutions = 3 * 2 * 8 * 32 * 32 * 64 * 9
+    lstm = 3 * 2 * 20 * 8 * 4 * 128 * (64 + 128) - 2 * 20 * 8 * 4 * 128 * 64 - 2 * 8 * 4 * 128 * 128
+    return {
+        "grouped_mm": (3 * 2 * 4 * n * n * 2 * n, 1.0, grouped),
+        "_scaled_mm, fp8": (2 * n**3, 1.0, fp8),
+        "_int_mm": (2 * n**3, 1.0, integers),
+        "convolution": (convolutions * 64, 1.0, partial(convolution, 1)),
+        "depthwise convolution": (convolutions, 1.0, partial(convolution, 64)),
+        "LSTM (cuDNN)": (lstm, None, recurrent),
+    }
 
 
 def utilisation(*, dry: bool) -> Part:
     """Variants of the built-in GPT compared: step time, joules, MFU, HFU; its model FLOPs must not depend on the variant."""
     names = ["fp32", "bf16", "bf16+flash", "bf16+flash+checkpoint"]
     options: dict[str, Any] = (
-        {"blocks": 2, "steps_per_block": 2, "warmup_steps": 1} if dry else {"blocks": 6, "budget_s": 120.0}
+        {"blocks": 2, "steps_per_block": 2, "warmup_steps": 1} if dry else {"blocks": 6, "budget_s": 100.0}
     )
     compared = compare("green_torch.gpt:workload", names[::3] if dry else names, track={"intensity": 100}, **options)
     rows, flops = [], {}
@@ -363,55 +462,80 @@ def energy(*, dry: bool) -> Part:
 
 
 def marked_tests(*, dry: bool) -> Part:
-    """``pytest -m gpu``."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests", "-q", "-rs", "-p", "no:cacheprovider"]
-    command[5:6] = ["tests/test_gpu.py"] if dry else ["tests"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
-    lines = done.stdout.strip().splitlines()
-    return Part("```\n" + "\n".join(lines[-25:]) + "\n```", done.returncode == 0, {"rc": done.returncode, "tail": lines[-60:]})
+    """``pytest -m gpu`` over the files that have such tests."""
+    del dry
+    files = sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8")
+    )
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *files, "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TESTS_AT_MOST_S, check=False)
+        output, code = done.stdout + done.stderr, done.returncode
+    except subprocess.TimeoutExpired as error:
+        output, code = _text(error.stdout) + f"\nended after {TESTS_AT_MOST_S:.0f} s", -1
+    lines = output.strip().splitlines()
+    return Part("```\n" + "\n".join(lines[-25:]) + "\n```", code == 0, {"rc": code, "tail": lines[-60:]})
 
 
-PARTS: dict[str, Callable[..., Part]] = {
-    "counter": counter,
-    "synchronisation": synchronisation,
-    "boundaries": boundaries,
-    "attention": attention,
-    "energy": energy,
-    "utilisation": utilisation,
-    "marked_tests": marked_tests,
+def _text(output: str | bytes | None) -> str:
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+
+
+PARTS: dict[str, tuple[Callable[..., Part], float]] = {
+    "counter": (counter, 60.0),
+    "kernels": (kernels, 60.0),
+    "synchronisation": (synchronisation, 60.0),
+    "boundaries": (boundaries, 60.0),
+    "energy": (energy, 60.0),
+    "utilisation": (utilisation, 250.0),
+    "marked_tests": (marked_tests, TESTS_AT_MOST_S),
 }
+"""Each part, the quick ones first, with the seconds that it may take: it is left out where less is left."""
 
 
 def main() -> None:
-    """Runs the parts and writes ``results/<device>/gpu_check.*``."""
+    """Runs the parts and writes ``<results>/<device>/gpu_check.*``."""
+    begin_s = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dry-run", action="store_true", help="run what a CPU can; write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="run what a CPU can; write nothing unless --results is given")
     parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument("--results", type=Path, help="the folder to write to (default: benchmarks/results)")
     chosen = parser.parse_args()
     dry = chosen.dry_run
     if not dry and not torch.cuda.is_available():
         print("There is no CUDA GPU here, so there is nothing to check: run this on a machine with one, or with --dry-run.")
         return
     warnings.simplefilter("ignore")
-    rows, bodies, results = [], [], {}
+    rows: list[list[str]] = []
+    bodies: list[str] = []
+    results: dict[str, Any] = {}
     for name in [chosen.only] if chosen.only else PARTS:
-        begin_s = time.monotonic()
-        try:
-            part = PARTS[name](dry=dry)
-        except Exception as error:  # one part must not lose the others
-            part = Part(f"```\n{traceback.format_exc()[-2000:]}\n```", False, {"error": f"{type(error).__name__}: {error}"})
-        took_s = time.monotonic() - begin_s
+        run, at_most_s = PARTS[name]
+        part_s = time.monotonic()
+        if part_s - begin_s + at_most_s > DEADLINE_S:
+            part = Part(f"Left out: {DEADLINE_S - (part_s - begin_s):.0f} s were left.", False, {"error": "no time left"})
+        else:
+            part = guarded(run, dry=dry)
+        took_s = time.monotonic() - part_s
         verdict = {True: "passed", False: "FAILED", None: "–"}[part.passed]
         print(f"{name}: {verdict} in {took_s:.0f} s", file=sys.stderr, flush=True)
-        doc = (PARTS[name].__doc__ or "").strip()
         rows.append([name, verdict, f"{took_s:.0f}"])
-        bodies.append(f"## {name}\n\n{doc}\n\n{part.body}")
+        bodies.append(f"## {name}\n\n{inspect.getdoc(run)}\n\n{part.body}")
         results[name] = {"passed": part.passed, "seconds": round(took_s, 1), **part.result}
-    body = table(["part", "result", "s"], rows) + "\n\n" + "\n\n".join(bodies)
-    if dry:
-        print(body)
-    else:
-        write("gpu_check", "What only a GPU can show", body, {"parts": results})
+        body = table(["part", "result", "s"], rows) + "\n\n" + "\n\n".join(bodies)
+        if not dry or chosen.results:  # after each part: the machine may be taken away
+            folder = chosen.results or RESULTS
+            write("gpu_check", "What only a GPU can show", body, {"parts": results}, results=folder, quiet=True)
+    print(body)
+
+
+def guarded(run: Callable[..., Part], *, dry: bool) -> Part:
+    """What a part found; one that fails, even by an exit, must not lose the others."""
+    try:
+        return run(dry=dry)
+    except (Exception, SystemExit) as error:
+        trace = traceback.format_exc()[-2000:]
+        return Part(f"```\n{trace}\n```", False, {"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":

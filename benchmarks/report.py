@@ -1,4 +1,7 @@
-"""What every benchmark shares: a description of the machine, and its result written as JSON and Markdown."""
+"""What every benchmark shares: a description of the machine, and its result written as JSON and Markdown.
+
+Imported before ``green_torch``, it makes a copy of the repository enough: nothing need be installed, in child processes neither.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def machine() -> dict[str, Any]:
@@ -52,20 +60,23 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def write(name: str, title: str, body: str, result: dict[str, Any]) -> None:
+def write(name: str, title: str, body: str, result: dict[str, Any], *, results: Path = RESULTS, quiet: bool = False) -> None:
     """Prints the Markdown, and writes it and the JSON under ``results/<device>/``."""
     where = machine()
     slug = re.sub(r"[^a-z0-9]+", "-", f"{where['device']} {where['cores']} cores".lower()).strip("-")
-    folder = RESULTS / slug
+    folder = results / slug
     folder.mkdir(parents=True, exist_ok=True)
     versions = ", ".join(f"{key} {value}" for key, value in where["versions"].items() if value)
     text = (
         f"# {title}\n\n{where['device']}, {where['cores']} cores, {where['system']}, Python {where['python']}, {versions}; "
         f"commit {where['commit']}, {where['date']}.\n\n{body}\n"
     )
-    print(text)
+    if not quiet:
+        print(text)
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    (folder / f"{name}.json").write_text(json.dumps({"machine": where, **result}, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(
+        json.dumps({"machine": where, **result}, indent=1, default=str) + "\n", encoding="utf-8"
+    )
 
 
 def _version(name: str) -> str | None:
