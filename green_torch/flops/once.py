@@ -46,6 +46,7 @@ def count_flops(model: nn.Module, *args: Any, attention: Attention = "full", **k
     left as they were; what has ``requires_grad=False`` gets no gradient; where nothing has one, the forward alone is counted.
     ``attention="causal"`` halves attention that is called with ``is_causal``. On ``meta`` a real model's attention is taken to run
     fused where torch's settings allow that (``estimated`` hardware FLOPs); a meta model's runs as torch runs it there: as math.
+    FlexAttention counts in full, whatever its mask. Sequences that lie end to end count at the lengths that these inputs give.
 
     Raises:
         ArgumentError: ``model`` is not a module, or ``attention`` neither "full" nor "causal".

@@ -54,7 +54,8 @@ class StepFlops:
     In a plain loop ``attach()`` hooks the model's forward: a forward on inputs of a new key (shapes, dtypes, train or eval,
     gradients, autocast) leaves a sketch of them behind, which ``take()`` counts on a meta copy of the model. Where the whole step
     is ours, ``begin_step(batch)`` and ``end_step()`` count the first step of each key live. ``counting()`` counts one step live by
-    the user's wish. At most 16 keys are counted; further ones are scaled by their number of elements from the nearest.
+    the user's wish. At most 16 keys are counted; further ones are scaled by their number of elements from the nearest. Where attention
+    runs over sequences that lie end to end, whose lengths no shape tells, later steps of a key are flagged as scaled too.
 
     A model compiled from within (``model.compile()``, or hooked and then compiled) can't be watched: its forwards are not seen. From
     the second step that this happens to, steps are flagged, with one warning.
