@@ -48,9 +48,7 @@ class Flag(StrEnum):
     PART_TIME = "part_time"  # a counter that sees only part of the power, and steps that recur near a small ratio of its period
     MERGED = "merged"  # the queue was full: neighbours became one record
     SHARED = "shared"  # other processes are on the metered device
-    FLOPS_SCALED = (
-        "flops_scaled"  # FLOPs scaled by input size from another shape, or of a batch whose sequences had other lengths
-    )
+    FLOPS_SCALED = "flops_scaled"  # FLOPs scaled by input size from another shape, or of sequences of other lengths
     FLOPS_UNKNOWN = "flops_unknown"  # FLOPs of some of the work could not be counted
     INTENSITY_FALLBACK = "intensity_fallback"  # the grid figure is not the one asked for
     BAD_COUNT = "bad_count"  # tokens or samples given were NaN, negative or zero, and were left out

@@ -61,7 +61,7 @@ ONLY_NAMED = {
 
 NO_PRODUCT = {
     r"lgamma|digamma|polygamma|igamma|gammainc|gammaln|_standard_gamma": "special functions, element by element",
-    r"comma|dimV|dummy|hamming|cummax|cummin|is_distributed": "letters that happen to stand in the name",
+    r"comma|symmetric|dimV|dummy|hamming|cummax|cummin|is_distributed": "letters that happen to stand in the name",
     r"sqrt": "square roots, element by element",
     r"convert_indices|convert_weight|convert_element": "copies",
     r"upsample_|grid_sampler": "interpolation: a few weights an element",
