@@ -62,9 +62,11 @@ def compared(series: Series, n: int, *, looking: bool = False) -> Difference:
 
 
 def compared_until(series: Series, until: float, most: int, *, looking: bool = True) -> Difference:
-    """As ``compare(until=)`` goes on: a look after each round, at the rounds before it."""
+    """As ``compare(until=)`` goes on: a look after each round, at the rounds before it; two narrow ones in a row end it."""
+    narrow = False
     for n in range(MIN_PAIRS_LOOKING, most):
         half_width = compared(series, n, looking=looking).half_width
-        if half_width is not None and half_width <= until:
+        before, narrow = narrow, half_width is not None and half_width <= until
+        if before and narrow:
             return compared(series, n + 1, looking=looking)
     return compared(series, most, looking=looking)

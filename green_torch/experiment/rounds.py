@@ -86,8 +86,9 @@ def compare(
         variants: :class:`Variant`s, or names for :func:`parse_variant`; the first is the baseline.
         blocks: blocks of each variant, each in another round; one gives no interval. None: 8. With ``until``, the most (None: 200).
         steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit the time, judged by the warm-up.
-        until: stop as soon as the interval of every variant has at most this half-width (0.01: 1 %), after 10 rounds at the earliest. The
-            rule looks at the width alone, and the intervals allow for the looking (:mod:`green_torch.statistics`).
+        until: stop as soon as the interval of every variant had at most this half-width (0.01: 1 %) at two looks in a row, the first
+            of them after 10 rounds. The rule looks at the width alone, and the intervals allow for the looking
+            (:mod:`green_torch.statistics`).
         budget_s: seconds for all blocks together: no more than four rounds go beyond it. None: 40 where neither ``steps_per_block`` nor
             ``until`` is given, else no limit.
         budget_j: IT joules for all blocks together, likewise.
@@ -269,6 +270,7 @@ def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int
     A look at the width or at a budget comes after a round, at the blocks that are settled: those of the rounds before it.
     """
     end_s = math.inf if plan.budget_s is None else time.monotonic() + plan.budget_s
+    narrow = False
     for number, order in enumerate(orders):
         if number >= _FEWEST_ROUNDS and time.monotonic() > end_s:
             return "budget_s"
@@ -276,7 +278,8 @@ def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int
             return "budget_j"
         if plan.until is not None and number >= MIN_PAIRS_LOOKING:
             tell.half_width = plan.half_width(plan.comparison(arms, n_steps, ""))
-            if tell.half_width is not None and tell.half_width <= plan.until:
+            before, narrow = narrow, tell.half_width is not None and tell.half_width <= plan.until
+            if before and narrow:  # one look may have been lucky: the next block would widen the interval again
                 return "until"
         if all(arm.lost for arm in arms) or (plan.until is not None and (arms[0].lost or all(arm.lost for arm in arms[1:]))):
             return "failed"
