@@ -5,8 +5,8 @@ at random from round to round; a pair is the two blocks of one round. What both 
 neighbour) cancels in their difference, and the random order makes what is left of slow drift and of autocorrelated noise average
 out. Two corrections remain: a steady drift is fitted through ``gaps`` and removed, and the interval goes by how much neighbouring
 pairs still resemble each other. What no order of blocks cures is a difference that itself wanders, since a few pairs don't tell how
-much it does: with a lag-1 autocorrelation of 0.3 *of the difference*, a 95 % interval holds its mean in about 92 % at 8 pairs, 93 %
-from 10 and 94-95 % from 20 on; with 0.6, in 87 % at 10, 92 % at 20 and 94 % at 40. The interval of a difference that does not
+much it does: with a lag-1 autocorrelation of 0.3 *of the difference*, a 95 % interval holds its mean in about 91 % at 8 pairs, 93-94 %
+at 10 and 94-95 % from 20 on; with 0.6, in 87-89 % at 10, 92 % at 20 and 94 % at 40. The interval of a difference that does not
 wander pays for this: at 10 pairs it is some 18 % wider than if that were known, at 20 pairs 10 %, at 40 pairs 5 %. Shares like
 these: ``benchmarks/intervals.py``.
 
