@@ -9,6 +9,7 @@ import math
 import os
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -225,10 +226,16 @@ def idle_until(deadline_ns: int) -> None:
     time.sleep(max(0, deadline_ns - time.monotonic_ns()) / 1e9)
 
 
-def child_cpu_s(pid: int | None) -> float:
-    """Seconds of processor time that a process's threads have used."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+def cpu_s(pid: int | str, only: str = "") -> float:
+    """Seconds of processor time that a process's threads have used, or those whose name begins so."""
+    own = {f"{thread.native_id}" for thread in threading.enumerate() if thread.name.startswith(only)}
+    tasks = [task for task in Path(f"/proc/{pid}/task").iterdir() if not only or task.name in own]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def sampler_cpu_s(pid: int | None) -> tuple[float, float]:
+    """What reading the counters has cost so far: the child's seconds, and those of this process's threads that take its readings."""
+    return cpu_s(pid) if pid else math.nan, cpu_s("self", "green_torch meter")
 
 
 def prepare() -> None:
@@ -272,7 +279,7 @@ def run(job: Job) -> dict[str, Any]:
         first = math.ceil((time.monotonic_ns() + LEAD_S.get(job.tools, LONG_LEAD_S) * 1e9 - sim.epoch_ns) / step_ns)
         wait(sim.epoch_ns + first * step_ns)
         pid = child_pid(green)
-        cpu, begun = child_cpu_s(pid) if pid else 0.0, time.monotonic()
+        used, begun = sampler_cpu_s(pid), time.monotonic()
         next_step = first
         last = first + round(job.seconds / job.step_s)
         while next_step <= last:
@@ -280,14 +287,16 @@ def run(job: Job) -> dict[str, Any]:
             for tool in tools:
                 tool.timed()
             next_step = max(next_step + 1, (time.monotonic_ns() - sim.epoch_ns) // step_ns + 1)
-        share = (child_cpu_s(pid) - cpu) / (time.monotonic() - begun) if pid else math.nan
+        child, threads = (
+            (now - before) / (time.monotonic() - begun) for now, before in zip(sampler_cpu_s(pid), used, strict=True)
+        )
         for one in zeus:
             one.close()
         if green:
             green.tracker.__exit__(None, None, None)
             for meter in green.meters:
                 meter.close()
-        out: dict[str, Any] = {"busy": job.busy, "step_s": job.step_s, "sampler_core_share": share, "tools": {}}
+        out: dict[str, Any] = {"busy": job.busy, "step_s": job.step_s, "child_core_share": child, "threads_core_share": threads, "tools": {}}
         for tool in tools:
             costs = sorted(tool.costs_s[2:])
             out["tools"][tool.name] = {

@@ -2,7 +2,7 @@
 
 A thread has to wait for the interpreter lock, so it sees a counter change late by as much as the training thread holds it, and takes
 the lock from the training thread at each reading. The child imports no torch, opens no CUDA context, and watches closely only where
-the counter is due to change, so it sees changes within about a millisecond; the parent fetches them ten times a second. While the
+the counter is due to change, so it sees changes within about a millisecond; the parent fetches them four times a second. While the
 child is silent (starting, gone, or unable to read) the parent's thread reads for itself. ``GREEN_TORCH_SAMPLER=thread`` turns it off.
 
 The child ends when its standard input closes or its parent changes, within a second of the parent's end however that came. (It does
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from green_torch.records import Domain
 
 SWITCH = "GREEN_TORCH_SAMPLER"
-FETCH_S = 0.1  # between two looks at what the child has read
+FETCH_S = 0.25  # between two looks at what the child has read
 SILENT_NS = NS_PER_S  # after so long without a word from the child its parent reads for itself
 _ALIVE_NS = NS_PER_S // 4  # the child says so often at least that it still reads
 _RETRY_S = 1.0
 _RECORD = struct.Struct("<Bqqd")  # which GPU, begin and end in ns, joules (NaN: it can't be read)
 _LEARNING_NS = NS_PER_S
-_CLOSE = 2  # in tenths of the poll interval: a change is expected within so short a time at most between two readings
+_SOON = 0.3  # of the doubt about a change: so far after it is due it is looked for again
 
 
 def in_child(meters: Sequence[Meter], poll_interval_s: float) -> list[Meter]:
@@ -210,47 +210,49 @@ class Pace:
     """When to read a counter next: just before and just after it is due to change, hardly in between.
 
     Until its rhythm is known, for a second at most, readings are close (a tenth of ``poll_interval_s``); where it did not change when
-    due, they are ``poll_interval_s`` apart.
+    due, they are ``poll_interval_s`` apart. The first reading comes early enough to see the old value almost always; the second soon
+    enough to see it now and then, too, so that a third tells how late updates have come to be.
     """
 
     def __init__(self, poll_interval_s: float) -> None:
         self._coarse_ns = s_to_ns(poll_interval_s)
         self._fine_ns = self._coarse_ns // 10
         self._rhythm = Rhythm()
-        self._begun_ns: int | None = None
-        self._seen_ns = 0  # start of the last reading
+        self._seen_ns: int | None = None  # start of the last reading
         self._wide = 0  # changes in a row that were not closely seen
-        self._due: tuple[float, float] | None = (
-            None  # when the next change is expected, and how much earlier or later it may come
-        )
+        self._opens_ns = self._due_ns = self._closes_ns = 0.0  # when to look first, when to see the change, and when to give up
 
     def wait_ns(self, begin_ns: int, end_ns: int, *, changed: bool) -> int:
         """Nanoseconds from the end of this reading to the start of the next."""
-        if self._begun_ns is None:
-            self._begun_ns = begin_ns
-        if changed:
+        if self._seen_ns is None:
+            self._closes_ns = begin_ns + _LEARNING_NS
+        elif changed:
             self._changed(self._seen_ns, end_ns)
         self._seen_ns = begin_ns
-        if self._due is None or self._rhythm.period_ns is None:
-            return self._fine_ns if end_ns - self._begun_ns < _LEARNING_NS else self._coarse_ns
-        period_ns, (due_ns, doubt_ns) = self._rhythm.period_ns, self._due
-        # Where a change was missed the reading before it perhaps came late: begin earlier.
-        opens_ns = due_ns - doubt_ns - min(self._fine_ns * (2**self._wide - 1), period_ns / 2)
-        closes_ns = due_ns + doubt_ns
-        if end_ns < opens_ns:  # a slow counter can afford a look ahead, which stands in where the next comes late
-            remaining_ns = opens_ns - end_ns
-            ahead_ns = 5 * self._fine_ns if period_ns > 5 * self._coarse_ns else 0
-            quiet_ns = remaining_ns - ahead_ns if remaining_ns > ahead_ns else remaining_ns
-            return int(min(quiet_ns, max(2 * self._coarse_ns, period_ns / 2)))
-        if 0 < closes_ns - end_ns < _CLOSE * self._fine_ns:
-            return int(closes_ns) - end_ns
-        return self._fine_ns if end_ns < closes_ns + 5 * self._fine_ns else self._coarse_ns
+        if end_ns < self._opens_ns:
+            return self._quiet_ns(self._opens_ns - end_ns)
+        left_ns = self._due_ns - end_ns
+        if 0.1 * self._fine_ns < left_ns < 1.5 * self._fine_ns:
+            return int(left_ns)
+        return self._fine_ns if end_ns < self._closes_ns else self._coarse_ns
+
+    def _quiet_ns(self, left_ns: float) -> int:
+        """To the first look. A slow counter can afford one ahead of it, which stands in where the next comes late."""
+        period_ns = self._rhythm.period_ns or 0.0
+        ahead_ns = 5 * self._fine_ns if period_ns > 5 * self._coarse_ns else 0
+        return int(min(left_ns - ahead_ns if left_ns > ahead_ns else left_ns, max(2 * self._coarse_ns, period_ns / 2)))
 
     def _changed(self, lo_ns: int, hi_ns: int) -> None:
-        self._wide = self._wide + 1 if hi_ns - lo_ns > 2 * _CLOSE * self._fine_ns else 0
+        self._wide = self._wide + 1 if hi_ns - lo_ns > 4 * self._fine_ns else 0
         at_ns = self._rhythm.place(lo_ns, hi_ns, (lo_ns + hi_ns) / 2)
-        if self._rhythm.period_ns is not None:
-            self._due = at_ns + self._rhythm.period_ns, self._fine_ns / 2 + 2 * self._rhythm.sigma_ns
+        period_ns = self._rhythm.period_ns
+        if period_ns is None:
+            return
+        due_ns, doubt_ns = at_ns + period_ns, self._fine_ns / 2 + 2.5 * self._rhythm.sigma_ns
+        # Where a change was missed the reading before it perhaps came late: begin earlier.
+        self._opens_ns = due_ns - doubt_ns - min(self._fine_ns * (2**self._wide - 1), period_ns / 2)
+        self._due_ns = due_ns + _SOON * doubt_ns
+        self._closes_ns = due_ns + doubt_ns + 5 * self._fine_ns
 
 
 def _folder_of(module: str) -> list[str]:

@@ -41,7 +41,8 @@ _NEAR = 3  # knots looked at on either side of an instant
 _KEPT = 32  # knots kept before the oldest instant still needed: the last power is the mean over as many
 _STRETCHES = 32  # separate stretches of time that a sum keeps apart
 _TRIM_AT = 128  # knots after which trimming is worth its cost
-_GAPS = 16  # gaps between updates that a counter's period is taken from
+_GAPS = 16  # gaps between updates that a counter's noise is taken from, and its period at first
+_LONG = 64  # updates that its period is taken from
 _REVIEW = 8  # updates between two looks at the medians, once there are many
 _FEW_GAPS = 5  # so few tell no period
 _TELLING = 0.7  # brackets wider than this share of the period hide its multiples
@@ -269,15 +270,16 @@ class DomainTimeline:
 class Rhythm:
     """Where in its bracket an update most likely lies: a Kalman filter of the instants of a counter that updates regularly.
 
-    The period is the median of the last gaps, and their spread the noise. It says nothing where the brackets are nearly as wide as the
-    period (the gaps' multiples can't be told) or where the expected instant lies outside: then the middle stands. Only estimates follow
-    it, never bounds.
+    The period is the mean over many updates (over few, the median of their gaps), and the gaps' spread the noise. It says nothing
+    where the brackets are nearly as wide as the period (the gaps' multiples can't be told) or where the expected instant lies outside:
+    then the middle stands. Only estimates follow it, never bounds.
     """
 
-    __slots__ = ("_at_ns", "_gaps", "_noise", "_seen", "_telling", "_variance", "_widths", "period_ns")
+    __slots__ = ("_at_ns", "_gaps", "_noise", "_placed", "_seen", "_telling", "_variance", "_widths", "period_ns")
 
     def __init__(self) -> None:
         self._gaps: deque[float] = deque(maxlen=_GAPS)
+        self._placed: deque[tuple[int, float]] = deque(maxlen=_LONG)  # updates up to here, and the instant of the last one
         self._widths: deque[float] = deque(maxlen=_GAPS)
         self._at_ns: float | None = None
         self.period_ns: float | None = None
@@ -310,6 +312,7 @@ class Rhythm:
                 updates = max(1, round((middle_ns - self._at_ns) / self.period_ns))
         if self._at_ns is not None:
             self._gaps.append((at_ns - self._at_ns) / updates)
+            self._placed.append(((self._placed[-1][0] if self._placed else 0) + updates, at_ns))
             self._seen += 1
             if len(self._gaps) > _FEW_GAPS and (self._seen < _GAPS or self._seen % _REVIEW == 0):
                 self._review()
@@ -317,9 +320,17 @@ class Rhythm:
         return at_ns
 
     def _review(self) -> None:
-        """The medians, which take longer than all the rest and move slowly."""
+        """The period and what changes with it, which take longer than all the rest and move slowly."""
         self.period_ns = median(self._gaps)
         spread_ns = 1.5 * median(abs(gap - self.period_ns) for gap in self._gaps)
+        if len(self._placed) > _GAPS:
+            # Gaps follow the filter, and the filter them: only a long stretch tells its drift from the counter's period.
+            ends = tuple(self._placed)
+            quarter = len(ends) // 4
+            (first, first_ns), (last, last_ns) = (map(sum, zip(*part, strict=True)) for part in (ends[:quarter], ends[-quarter:]))
+            long_ns = (last_ns - first_ns) / (last - first)
+            if abs(long_ns - self.period_ns) <= 3 * spread_ns + _TIMER_NS:  # else the period has just changed
+                self.period_ns = long_ns
         self._noise = spread_ns**2 + _TIMER_NS**2
         self._telling = median(self._widths) < _TELLING * self.period_ns
 

@@ -204,7 +204,7 @@ class NvmlMeter:
             raise MeterError(f"{self._name} is closed; open the meter again")
         begin_ns = self._now_ns()
         try:
-            value = self._value()
+            value = self._measure(self._handle) if self._generation == _library.generation else self._value()
         except pynvml.NVMLError as error:
             if error.value not in _REOPEN or begin_ns < self._retry_ns:
                 raise MeterError(self._why(error)) from error
