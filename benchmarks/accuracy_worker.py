@@ -296,7 +296,13 @@ def run(job: Job) -> dict[str, Any]:
             green.tracker.__exit__(None, None, None)
             for meter in green.meters:
                 meter.close()
-        out: dict[str, Any] = {"busy": job.busy, "step_s": job.step_s, "child_core_share": child, "threads_core_share": threads, "tools": {}}
+        out: dict[str, Any] = {
+            "busy": job.busy,
+            "step_s": job.step_s,
+            "child_core_share": child,
+            "threads_core_share": threads,
+            "tools": {},
+        }
         for tool in tools:
             costs = sorted(tool.costs_s[2:])
             out["tools"][tool.name] = {

@@ -30,6 +30,8 @@ class Outlet:
         self._busy = threading.Lock()
         self._closing = False
         self.done = False  # nothing more will come: closed, or switched off
+        self.moved_ns = clock.now_ns()  # when it last had nothing to do, or got something done
+        self._now_ns = clock.now_ns
         self._halt = clock.every(TICK_S, self.tick, f"sink {self._name}")
 
     def put(self, item: Item) -> None:
@@ -39,6 +41,8 @@ class Outlet:
         if len(self._queue) >= _QUEUE and isinstance(self._queue[0], StepRecord):
             self._queue.popleft()
             self._warn(f"{self._name} is too slow: some records were not written to it (the run's totals are whole)")
+        if self.idle:
+            self.moved_ns = self._now_ns()
         self._queue.append(item)
 
     def close(self) -> None:
@@ -52,6 +56,7 @@ class Outlet:
         try:
             while self._queue:
                 self._sink.write(self._queue.popleft())
+                self.moved_ns = self._now_ns()
             if self._closing:
                 self._sink.close()
                 self.done = True

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from green_torch.timeline import Level
 
 PATIENCE_S = 2.0  # how long a record waits for the counter's next change, and leaving the context for its records
-_LEAST_WAIT_S = 0.5  # for sinks to take the summary, whatever else took its time
+_LEAST_WAIT_S = 0.5  # for what is last to go forward, whatever else took its time
+_MOST_WAIT_S = 10.0  # for sinks that are slow but go forward
 _NUDGE_S = 0.02  # between looks while records are waited for
 _LEVELS = 256  # levels remembered per domain, at least
 _PHASES_APART = len(Phase) + 1  # so far back the last span of the same phase is looked for
@@ -105,6 +106,8 @@ class Recorder:
         self._point_unix_ns = 0
         self._resolved_through: int | None = None
         self._manifest_due = False
+        self._last = threading.Lock()  # a record on its way out, or the decision that none may follow
+        self._over = False  # the summary is out
 
     def open(self, sinks: list[Sink]) -> None:
         """Lends the sinks and gives each the manifest."""
@@ -183,18 +186,32 @@ class Recorder:
         """Whether a span is still to be resolved, or is just being."""
         return bool(self._queue) or self._work.locked()
 
-    def finish(self, status: str, warnings: Callable[[], tuple[str, ...]], deadline_ns: int) -> RunSummary:
-        """Closes the sinks with the summary; waits for them no longer than to the deadline."""
+    def finish(self, status: str, warnings: Callable[[], tuple[str, ...]]) -> RunSummary:
+        """Closes the sinks with the summary, which is the last thing that they get, and waits for them while they go forward.
+
+        A sink that hangs is given up when it has got nothing done for two seconds, in half a second at the earliest; a slow one after
+        ten.
+        """
+        begun_ns = self._clock.now_ns()
+        with self._last:
+            self._over = True
         self._hand_out(self._summary(status, warnings()))
         for outlet in self._outlets:
             outlet.close()
-        deadline_ns = max(deadline_ns, self._clock.now_ns() + s_to_ns(_LEAST_WAIT_S))
-        while not all(outlet.done for outlet in self._outlets) and self._clock.now_ns() < deadline_ns:
-            self._clock.sleep(0.01)
+        halts = [self._clock.every(_NUDGE_S, outlet.tick, f"sink {outlet.name}, at the end") for outlet in self._outlets]
+        while any(self._goes_forward(outlet, begun_ns) for outlet in self._outlets):
+            self._clock.sleep(_NUDGE_S / 4)
+        for halt in halts:
+            halt()
         for outlet in self._outlets:
             if not outlet.done:
                 self._warn(f"{outlet.name} is still busy: what it has not written yet may be missing from it")
         return self._summary(status, warnings())
+
+    def _goes_forward(self, outlet: Outlet, begun_ns: int) -> bool:
+        """Whether a closing sink, not yet done, is worth waiting for."""
+        given_up_ns = max(begun_ns + s_to_ns(_LEAST_WAIT_S), outlet.moved_ns + s_to_ns(PATIENCE_S))
+        return not outlet.done and self._clock.now_ns() < min(given_up_ns, begun_ns + s_to_ns(_MOST_WAIT_S))
 
     def summary(self, warnings: tuple[str, ...]) -> RunSummary:
         """The run as far as it is resolved."""
@@ -218,7 +235,10 @@ class Recorder:
             except Exception as error:  # rule 9: one bad span must not cost the run
                 self._warn(f"a record could not be made and is missing: {type(error).__name__}: {error}", key="resolve")
                 continue
-            self._hand_out(record)
+            with self._last:
+                if self._over:
+                    return
+                self._hand_out(record)
 
     def _settled(self, instant: Instant) -> bool:
         with self._sampler.lock:

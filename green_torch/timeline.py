@@ -327,7 +327,9 @@ class Rhythm:
             # Gaps follow the filter, and the filter them: only a long stretch tells its drift from the counter's period.
             ends = tuple(self._placed)
             quarter = len(ends) // 4
-            (first, first_ns), (last, last_ns) = (map(sum, zip(*part, strict=True)) for part in (ends[:quarter], ends[-quarter:]))
+            (first, first_ns), (last, last_ns) = (
+                map(sum, zip(*part, strict=True)) for part in (ends[:quarter], ends[-quarter:])
+            )
             long_ns = (last_ns - first_ns) / (last - first)
             if abs(long_ns - self.period_ns) <= 3 * spread_ns + _TIMER_NS:  # else the period has just changed
                 self.period_ns = long_ns

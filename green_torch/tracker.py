@@ -551,7 +551,7 @@ class Tracker:
                 self._warnings(f"{name} could not be read at the end ({why}): its joules are missing from then on")
             self._recorder.conclude(deadline_ns)
             self._part(status, deadline_ns)
-            self._summary = self._recorder.finish(status, lambda: self._warnings.said, deadline_ns)
+            self._summary = self._recorder.finish(status, lambda: self._warnings.said)
             if self._own_writer and self._writer is not None:
                 self._writer.close()
 

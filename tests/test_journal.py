@@ -249,20 +249,14 @@ def test_readings_are_needed_from_the_oldest_unread_instant_on():
 def test_ctrl_c_leaves_the_journal_open():
     """Interrupted again and again while the training thread reads, the journal can still be read from the recorder's thread."""
     desk = Desk(now_ns=time.monotonic_ns)
-    stop = threading.Event()
-
-    def pester() -> None:
-        while not stop.wait(0.0005):
-            signal.raise_signal(signal.SIGUSR1)
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         if frame is not None and frame.f_code.co_filename.endswith("journal.py") and "tests" not in frame.f_code.co_filename:
             raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGUSR1, interrupt)
-    pesterer, interruptions = threading.Thread(target=pester), 0
+    old, interruptions = signal.signal(signal.SIGALRM, interrupt), 0
     try:
-        pesterer.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
         while interruptions < 300:
             try:
                 while True:
@@ -271,10 +265,8 @@ def test_ctrl_c_leaves_the_journal_open():
             except KeyboardInterrupt:
                 interruptions += 1
     finally:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        stop.set()
-        pesterer.join()
-        signal.signal(signal.SIGUSR1, old)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, old)
     desk.journal.step(1, None, None, NOTHING_RAN)
     other = threading.Thread(target=lambda: desk.journal.read(wait=False))
     other.start()
