@@ -213,6 +213,19 @@ def errors(sim: Sim, place: int, steps: list[Step], whole: Step | None = None) -
     return out
 
 
+def straight_lines(sim: Sim, place: int, steps: list[tuple[int, int]]) -> dict[str, float]:
+    """Errors of straight lines between the counter's updates, each known exactly: what it tells to who knows nothing of the wave."""
+    period_ns = round(1e9 * sim.gpus[place].period_s)
+
+    def level_j(at_ns: int) -> float:
+        before_ns = sim.last_update_ns(place, at_ns)
+        after_ns = sim.last_update_ns(place, before_ns + round(1.5 * period_ns))  # jitter is far below half a period
+        before_j, between_j = sim.truth_j(place, sim.epoch_ns, before_ns), sim.truth_j(place, before_ns, after_ns)
+        return before_j + between_j * (at_ns - before_ns) / (after_ns - before_ns)
+
+    return errors(sim, place, [(begin_ns, end_ns, level_j(end_ns) - level_j(begin_ns)) for begin_ns, end_ns in steps])
+
+
 def busy_until(deadline_ns: int) -> None:
     """Holds the interpreter lock in plain Python."""
     n = 0
@@ -326,6 +339,8 @@ def _errors_of(tool: Tool, sim: Sim, place: int) -> dict[str, float]:
         inside = [row[3] - 1e-6 <= truth <= row[4] + 1e-6 for row, truth in zip(rows, truths, strict=True)]
         out["coverage"] = float(np.mean(inside))
         out["unresolved"] = float(np.mean([row[5] for row in rows]))
+        between = straight_lines(sim, place, [(row[0], row[1]) for row in rows])
+        out["lines_rms"], out["lines_ten_rms"] = between["rms"], between["ten_rms"]
         out["half_width"] = float(np.mean([(row[4] - row[3]) / 2 / truth for row, truth in zip(rows, truths, strict=True)]))
         summary = tool.tracker.summary()
         whole = next(domain for domain in summary.totals.domains if domain.name == f"gpu{place}")

@@ -303,7 +303,9 @@ class Tracker:
         if journal is None:
             self._step_outside()
             return
-        if flops is None and self._flops_per_step is not None and not journal.in_phase:  # a step of evaluation is no training step
+        if (
+            flops is None and self._flops_per_step is not None and not journal.in_phase
+        ):  # a step of evaluation is no training step
             flops = self._flops_per_step
         ran = NOTHING_RAN
         if flops is not None:
