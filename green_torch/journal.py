@@ -46,7 +46,7 @@ class Journal:
         peak_memory: Callable[[], int | None],
     ) -> None:
         self._boundaries = boundaries
-        self._mark = boundaries.mark
+        self._mark = boundaries.marker
         self._peak_memory = peak_memory
         self._peak_bytes: int | None = None  # asked once for all that is read together
         self._put = put

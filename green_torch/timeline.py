@@ -11,7 +11,8 @@ instant ``t`` lies between::
 with ``q`` the counter's quantum. Any subset of knots gives valid bounds, so only the nearest are looked at and old ones are
 forgotten. The estimate is linear between knots, or follows the shape that the steps have shown (:class:`_Shape`) where they have one:
 it telescopes, keeps to the counter at every knot, and is clipped to the bounds. An interval
-``[a, b]`` then holds between ``lower(b) - upper(a)`` and ``upper(b) - lower(a)`` joules, clipped to ``[0, p_max (b - a)]``.
+``[a, b]`` then holds between ``lower(b) - upper(a)`` and ``upper(b) - lower(a)`` joules, clipped to ``[0, p_max (b - a)]``. Where a
+boundary itself is known only to lie in an interval, each bound is taken at that end of it which makes it the wider.
 
 A counter that goes back (a driver reload, a glitch) begins a new *epoch*, and so does one that leaps by more than ``p_max`` can have
 brought (it may be on its way back). What passed unseen is taken at the last power. Bounds hold within an epoch; an interval across
@@ -56,12 +57,17 @@ _COVERED = 4  # an interval of more steps than this tells nothing of their shape
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Cumulative joules at an instant. Levels of different ``epoch`` (a counter reset lies between) share no bounds."""
+    """Cumulative joules at an instant, which may have been so much earlier or later than it is taken to be.
+
+    Levels of different ``epoch`` (a counter reset lies between) share no bounds.
+    """
 
     energy_j: float
     lo_j: float
     hi_j: float
     epoch: int
+    early_ns: float = 0.0
+    late_ns: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,8 @@ class DomainTimeline:
         if not self.counted:
             return Level(estimate, estimate, estimate, self._epochs_gone + epoch)
         lo_j, hi_j = self._lower(instant.lo_ns, epoch), self._upper(instant.hi_ns, epoch)
-        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch)
+        early_ns, late_ns = instant.at_ns - instant.lo_ns, instant.hi_ns - instant.at_ns
+        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch, early_ns, late_ns)
 
     def forget(self, before_ns: int) -> None:
         """Drops knots that no instant from ``before_ns`` on can need."""
@@ -168,12 +175,13 @@ class DomainTimeline:
     def amount(self, start: Level, end: Level, duration_s: float) -> Amount:
         """Joules between two levels that lie ``duration_s`` apart."""
         energy_j = max(0.0, end.energy_j - start.energy_j)
-        most_j = self.p_max_w * duration_s if duration_s else 0.0
+        longest_s = duration_s + (start.early_ns + end.late_ns) / NS_PER_S
+        most_j = self.p_max_w * longest_s if longest_s else 0.0
         if start.epoch != end.epoch:
             return Amount(energy_j, 0.0, max(most_j, energy_j), vacuous=True)
         lo_j = max(0.0, end.lo_j - start.hi_j)
         hi_j = min(end.hi_j - start.lo_j, most_j)
-        vacuous = self.counted and duration_s > 0 and lo_j <= 0.0 and hi_j >= most_j
+        vacuous = self.counted and duration_s > 0 and lo_j <= 0.0 and hi_j >= self.p_max_w * duration_s
         # The estimate may leave the clipped bounds by a hair (it telescopes, they don't): bounds only ever widen to hold it.
         return Amount(energy_j, min(lo_j, energy_j), max(hi_j, energy_j), vacuous)
 

@@ -36,6 +36,11 @@ class Boundaries:
         self._device = DeviceMarker(events, self._now_ns)
         self._may_use_device = False
 
+    @property
+    def marker(self) -> Callable[[], int]:
+        """The shortest way to :meth:`mark`: the host's clock itself where no device can come into use any more."""
+        return self._now_ns if self._device is None and not self._may_use_device else self.mark
+
     def mark(self) -> int:
         """A boundary, now on the host; on a device, when its queue gets there. The nanoseconds are its key in :meth:`resolve`."""
         if self._may_use_device and cuda_in_use():
