@@ -93,7 +93,9 @@ def rough_scenes(draw):
     resets = sorted(draw(st.lists(st.integers(0, truth.end_ns), max_size=3)))
     lost = draw(st.lists(st.booleans(), min_size=7, max_size=7))
     reads = [read for k, read in enumerate(reads) if not lost[k % 7] or k % 11 == 0]
-    doubts = draw(st.lists(st.tuples(st.integers(0, 80 * MS), st.integers(0, 80 * MS), st.floats(0, 1)), min_size=12, max_size=12))
+    doubts = draw(
+        st.lists(st.tuples(st.integers(0, 80 * MS), st.integers(0, 80 * MS), st.floats(0, 1)), min_size=12, max_size=12)
+    )
     boundaries = []  # an instant as it is known, and where in it the truth lies
     for mark, (early, late, share) in zip(marks, doubts, strict=False):
         lo, hi = max(0, mark - early), min(truth.end_ns, mark + late)
