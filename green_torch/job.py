@@ -48,9 +48,14 @@ def combined(
         hfu=hfu,
         rank_energy_j=_spread(energy),
         rank_step_time_s=_spread(times),
-        per_step=_per_step(ranks) if complete or len(ranks) == world_size else None,
+        per_step=_per_step(ranks) if complete or all_at_it(ranks, world_size) else None,
         **_summed(ranks),
     )
+
+
+def all_at_it(ranks: Sequence[RankTotals], world_size: int) -> bool:
+    """Whether every rank has told what its steps take, or that it has ended: till then a step's sum would be without some."""
+    return len(ranks) == world_size and all(one.per_step is not None or one.status != "running" for one in ranks)
 
 
 def _summed(ranks: Sequence[RankTotals]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from green_torch.job import combined
+from green_torch.job import all_at_it, combined
 from green_torch.records import IntensityPoint, RankTotals
 from green_torch.sinks.codec import parsed, plain
 from green_torch.units import NS_PER_S, ns_to_s, s_to_ns
@@ -127,6 +127,16 @@ class Ranks:
         ranks = [own, *(totals for _, _, totals in heard.values())]
         return combined(ranks, ages, self._world_size, ended=ended, complete=now_ns - self._connected_ns > _GRACE_NS)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether rank zero's steps, to be shown as the job's, want ranks that have yet to tell of theirs, and may be about to."""
+        if self._rank != 0 or self._over:
+            return False
+        if self._connected_ns is None:
+            return _group() is not None
+        others = [totals for _, _, totals in self._heard.values()]
+        return not (all_at_it(others, self._world_size - 1) or self._clock.now_ns() - self._connected_ns > _GRACE_NS)
+
     def finish(self, own: RankTotals, deadline_ns: int) -> None:
         """Tells the last totals, and on rank zero waits for those of the others, no longer than to the deadline."""
         if self._connected_ns is None and not self._over:
@@ -157,8 +167,8 @@ class Ranks:
 
     def _connect(self) -> bool:
         """Clones the process group's store, once there is a group; the group itself is not used."""
-        distributed: Any = sys.modules.get("torch.distributed")
-        if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        distributed = _group()
+        if distributed is None:
             if self._clock.now_ns() - self._opened_ns > _NO_GROUP_NS:
                 self._no_group()
             return False
@@ -250,6 +260,12 @@ class Ranks:
 class _Word:
     count: int
     totals: RankTotals
+
+
+def _group() -> Any:
+    """``torch.distributed``, where there is a process group."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_available() and distributed.is_initialized() else None
 
 
 def _written(item: Any) -> str:

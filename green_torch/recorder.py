@@ -70,7 +70,8 @@ class Baseline:
 class Recorder:
     """The stage between spans and sinks; owns the run's totals.
 
-    ``job_of``, in a job of several ranks, turns this rank's totals into all ranks' (on rank zero; elsewhere ``None``).
+    ``job_of``, in a job of several ranks, turns this rank's totals into all ranks' (on rank zero; elsewhere ``None``); ``awaited``
+    tells whether ranks have yet to tell of their first steps, for whom train records wait as they wait for a counter.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Recorder:
         baseline: Baseline | None = None,
         part_time_s: Mapping[str, float] | None = None,
         job_of: Callable[..., JobTotals | None] | None = None,
+        awaited: Callable[[], bool] = lambda: False,
     ) -> None:
         self.manifest = manifest
         self._clock = clock
@@ -95,6 +97,7 @@ class Recorder:
         self._baseline = baseline
         self._part_time_s = dict(part_time_s or {})  # update period of each counter known to see only part of the power
         self._job_of = job_of
+        self._awaited = awaited
         self._per_step: PerStep | None = None  # of the last train record
         self._outlets: list[Outlet] = []
         self._queue: deque[Span] = deque()
@@ -224,7 +227,7 @@ class Recorder:
         while self._queue:
             span = self._queue[0]
             late = not patient or self._clock.now_ns() >= span.end.hi_ns + s_to_ns(PATIENCE_S)
-            if not late and not self._settled(span.end):
+            if not late and (not self._settled(span.end) or (span.phase is Phase.TRAIN and self._awaited())):
                 return
             self._queue.popleft()
             try:

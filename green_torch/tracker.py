@@ -212,6 +212,7 @@ class Tracker:
             baseline=compared,
             part_time_s=part_time_periods(manifest.domains),
             job_of=self._job_of if self._place.world_size > 1 else None,
+            awaited=lambda: self._ranks is not None and self._ranks.awaited,
         )
 
     @property

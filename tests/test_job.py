@@ -91,3 +91,7 @@ def test_a_step_of_the_job_waits_for_all_ranks():
     assert job(zero, ended).per_step.energy_j == 10.0
     unit = RankTotals(rank=1, last_step=4, per_step=PerStep(energy_j=30.0))
     assert job(zero, unit).per_step.tokens is None
+    silent = RankTotals(rank=1, last_step=4)  # it has told its totals, and no step yet
+    assert job(zero, silent).per_step is None
+    assert job(zero, silent, complete=True).per_step.energy_j == 10.0
+    assert job(zero, RankTotals(rank=1, status="failed")).per_step.energy_j == 10.0

@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg  # registers the backend "fake"
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from green_torch.records import Flag, Phase
+import green_torch
+from green_torch.errors import GreenTorchWarning
+from green_torch.records import Flag, PerStep, Phase, RankTotals
+from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
+from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from tests.processes import TWO_RANKS
 
 WORKER = Path(__file__).parent / "rank_worker.py"
@@ -100,7 +106,70 @@ def test_totals_under_torchrun_are_the_truth_to_the_joule(tmp_path):
     assert events.Scalars("green/energy_per_step_J")[-1].value > last.energy_j
     assert events.Scalars("green/mfu")[-1].value == pytest.approx(last.job.per_step.mfu, rel=1e-5)
     assert events.Scalars("green_detail/ranks_reporting")[-1].value == 2
-    assert events.Scalars("green_detail/rank_energy_max_kWh")[-1].value * 3.6e6 == pytest.approx(400, abs=30)
+    assert events.Scalars("green_detail/rank_energy_max_kWh")[-1].value * 3.6e6 == pytest.approx(400, abs=0.5)
+
+
+class OtherRank:
+    """Rank 1 of a job whose rank 0 is this process, as far as its store shows it."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store = store
+        self._words = 0
+
+    def tell(self, **totals: Any) -> None:
+        session = json.loads(self._store.get("green_torch/lead"))["session"]
+        self._words += 1
+        word = {"count": self._words, "totals": plain(RankTotals(rank=1, **totals))}
+        self._store.set(f"green_torch/{session}/1", json.dumps(word))
+
+
+@pytest.fixture
+def other_rank():
+    """A process group of two that this process alone is in."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    dist.init_process_group("fake", store=store, rank=0, world_size=2)
+    yield OtherRank(dist.distributed_c10d._get_default_store())
+    dist.destroy_process_group()
+
+
+def test_first_steps_wait_for_ranks_that_have_yet_to_tell(other_rank):
+    """Rank zero's first train records wait, two seconds at most, for the other ranks' steps; later ones take what is there."""
+    clock, sink = ScriptedClock(), MemorySink()
+    meter = ScriptedMeter(clock, {"gpu0": 100.0})
+    with green_torch.track(clock=clock, meters=[meter], sinks=[sink], intensity=1.0, log_every_n_steps=1) as tracker:
+        for _ in range(10):
+            clock.advance(0.1)
+            tracker.step()
+        assert not sink.records
+        other_rank.tell(energy_j=7.0)  # its totals so far, and no step yet
+        clock.advance(0.3)
+        assert not sink.records
+        other_rank.tell(energy_j=7.0, per_step=PerStep(energy_j=5.0))
+        clock.advance(0.4)
+        assert [record.step for record in sink.records] == list(range(10))
+        assert [record.job.per_step.energy_j for record in sink.records] == pytest.approx([15.0] * 10, rel=1e-3)
+        clock.advance(0.5)
+        tracker.step()
+        clock.advance(0.3)
+        assert sink.records[-1].step == 10
+        other_rank.tell(energy_j=9.0, status="completed")
+    assert sink.summary.job.energy_j == pytest.approx(tracker.summary().totals.energy_j + 9.0)
+
+
+def test_a_rank_that_never_tells_holds_nothing_up(other_rank):
+    """Two seconds after a step its record goes without the others, and what a step takes of all ranks is unknown."""
+    clock, sink = ScriptedClock(), MemorySink()
+    meter = ScriptedMeter(clock, {"gpu0": 100.0})
+    with (
+        pytest.warns(GreenTorchWarning, match="nothing was heard"),
+        green_torch.track(clock=clock, meters=[meter], sinks=[sink], intensity=1.0, log_every_n_steps=1) as tracker,
+    ):
+        clock.advance(0.1)
+        tracker.step()
+        clock.advance(1.9)
+        assert not sink.records
+        clock.advance(0.3)
+        assert [(record.step, record.job.per_step) for record in sink.records] == [(0, None)]
 
 
 def test_a_rank_with_fewer_batches_ends_first(tmp_path):

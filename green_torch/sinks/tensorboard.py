@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch.utils.tensorboard import SummaryWriter
 
-    from green_torch.records import JobTotals, PerStep, RunTotals
+    from green_torch.records import JobTotals, PerStep, RunTotals, Spread
 
 SNAPSHOT_TAG = "green/snapshot"
 COMPARISON_TAG = "green/comparison"
@@ -124,7 +124,7 @@ class TensorBoardSink:
                 if self._snapshot is None:
                     self._snapshot = SnapshotBuilder(item.manifest)
                 self._snapshot.summary(item)
-                event = self._event(totals(item.job, item.job) if item.job is not None else ())  # with the ranks' last words
+                event = self._event(self._last_words(item.job))
                 self._add_snapshot(event, self._snapshot)
                 self._send(event)
 
@@ -146,6 +146,13 @@ class TensorBoardSink:
         """Flushes the event file, where it is still open; safe to call twice."""
         if self._writer.file_writer is not None:
             self._writer.flush()
+
+    def _last_words(self, job: JobTotals | None) -> Iterator[tuple[str, float | None]]:
+        """What the ranks of a job used in the end: its last record was made before the others told."""
+        if job is not None:
+            yield from totals(job, job)
+            if self._detail:
+                yield from _ranks(job)
 
     def _event(self, values: Iterable[tuple[str, float | None]]) -> Any:
         known = [{"tag": tag, "simple_value": value} for tag, value in values if value is not None and math.isfinite(value)]
@@ -203,6 +210,7 @@ def scalars(record: StepRecord, manifest: Manifest | None = None, *, detail: boo
     yield from totals(job or record.totals, job or manifest)
     if job is not None and detail:
         yield from _ranks(job)
+        yield from _spread("green_detail/rank_step_time", job.rank_step_time_s, "s")
     if record.phase is not Phase.TRAIN:
         return
     yield from _step(job.per_step if job is not None else record.mean_step())
@@ -253,14 +261,18 @@ def _sum(own: float | None, carried: float | None) -> float | None:
 
 
 def _ranks(job: JobTotals) -> Iterator[tuple[str, float | None]]:
-    """Who lags and who draws most, and how many ranks are in the sums."""
+    """How many ranks are in the sums, how old the oldest word is, and who has used most."""
     yield "green_detail/ranks_reporting", job.reporting
     yield "green_detail/rank_oldest_age_s", job.oldest_age_s
-    for end in ("min", "median", "max"):
-        if job.rank_energy_j is not None:
-            yield f"green_detail/rank_energy_{end}_kWh", joules_to_kwh(getattr(job.rank_energy_j, end))
-        if job.rank_step_time_s is not None:
-            yield f"green_detail/rank_step_time_{end}_s", getattr(job.rank_step_time_s, end)
+    yield from _spread("green_detail/rank_energy", job.rank_energy_j, "kWh", joules_to_kwh)
+
+
+def _spread(
+    tag: str, spread: Spread | None, unit: str, convert: Callable[[float], float] = float
+) -> Iterator[tuple[str, float | None]]:
+    if spread is not None:
+        for end in ("min", "median", "max"):
+            yield f"{tag}_{end}_{unit}", convert(getattr(spread, end))
 
 
 @lru_cache(maxsize=256)
