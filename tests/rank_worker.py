@@ -13,6 +13,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -21,6 +22,9 @@ from green_torch.intensity import Live, Online
 from green_torch.intensity.online import Signal
 from green_torch.records import Domain, IntensityPoint, Method, Reading
 from green_torch.sinks.codec import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class CountedMeter:
@@ -68,7 +72,7 @@ def train(tracker: green_torch.Tracker, steps: int, gpu: CountedMeter, node: Cou
     rank = int(os.environ["RANK"])
     slowest_s = 0.0
     for _ in range(steps):
-        time.sleep(0.05)
+        time.sleep(0.03)
         gpu.energy_j += 10.0 * (rank + 1)
         node.energy_j += 1.0
         before = time.monotonic()
@@ -91,7 +95,7 @@ def end(args: argparse.Namespace, rank: int) -> None:
         dist.destroy_process_group()
 
 
-def main() -> None:
+def main(options: Sequence[str] | None = None) -> None:
     """Runs the script."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--log-dir", required=True)
@@ -104,7 +108,7 @@ def main() -> None:
     parser.add_argument("--grid", type=Path)  # a provider on the network, and where each rank's requests are noted
     parser.add_argument("--linger", type=int)  # this rank takes two seconds more
     parser.add_argument("--again", action="store_true")  # a short run before, which rank 1 leaves long after rank 0
-    args = parser.parse_args()
+    args = parser.parse_args(options)
     rank = int(os.environ["RANK"])
     steps = args.steps[min(rank, len(args.steps) - 1)]
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import torch.distributed as dist
-import torch.testing._internal.distributed.fake_pg  # registers the backend "fake"
+import torch.testing._internal.distributed.fake_pg  # noqa: F401 - registers the backend "fake"
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import green_torch
@@ -21,9 +24,11 @@ from green_torch.records import Flag, PerStep, Phase, RankTotals
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from tests import rank_worker
 from tests.processes import TWO_RANKS
 
-WORKER = Path(__file__).parent / "rank_worker.py"
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.rank_worker"])
 STEP_J = (12.0, 20.0)  # rank 0: 10 J on its GPU, 1 J for CPU and memory each; rank 1: 20 J on its GPU alone
 
 
@@ -40,31 +45,46 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
 
 
-def two(log_dir: Path, *options: str, **more: str) -> list[Rank]:
-    """Two ranks started by hand, so that rank 0 serves the store and each may end as it likes."""
+def one_rank(place: dict[str, str], output: str, options: list[str]) -> None:
+    """In a process of its own: what it writes goes to files."""
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        with open(f"{output}.{name}", "wb") as file:  # noqa: PTH123
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment(**place))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rank_worker.main(options)
+
+
+def two(log_dir: Path, *options: str) -> list[Rank]:
+    """Two ranks started by hand, so that rank 0 serves the store and each may end as it likes.
+
+    They are forked off a server that has loaded torch, which takes longer than most of these runs.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     started = []
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(WORKER), "--log-dir", str(log_dir), *options]
-        started.append(
-            subprocess.Popen(
-                command, env=environment(**place, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        output = str(log_dir / f"rank{rank}")
+        process = FORKS.Process(target=one_rank, args=(place, output, ["--log-dir", str(log_dir), *options]))
+        process.start()
+        started.append((process, output))
     ranks = []
-    for process in started:
-        out, errors = process.communicate(timeout=120)
-        ranks.append(Rank(process.returncode, json.loads(out) if out else None, errors))
+    for process, output in started:
+        process.join(timeout=120)
+        assert process.exitcode is not None, "it hangs"
+        out = Path(f"{output}.out").read_text()
+        ranks.append(Rank(process.exitcode, json.loads(out) if out else None, Path(f"{output}.err").read_text()))
     return ranks
 
 
 def test_totals_under_torchrun_are_the_truth_to_the_joule(tmp_path):
     """Rank zero sums all ranks, a node's CPU once; each has a file of its own, under one run id; TensorBoard speaks for the job."""
     done = subprocess.run(
-        [*TWO_RANKS, str(WORKER), "--log-dir", str(tmp_path), "--steps", "20"],
+        [*TWO_RANKS, rank_worker.__file__, "--log-dir", str(tmp_path), "--steps", "20"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -246,7 +266,7 @@ def test_rank_zero_alone_asks_the_grid(tmp_path):
     """A provider on the network is asked by rank zero, once; the others take its figure, and till then the table's, flagged."""
     grid = tmp_path / "grid"
     grid.mkdir()
-    zero, one = two(tmp_path, "--steps", "40", "--grid", str(grid))
+    zero, one = two(tmp_path, "--steps", "80", "--grid", str(grid))
     assert (zero.code, one.code) == (0, 0)
     assert (grid / "0").read_text() == "asked\n"
     assert not (grid / "1").exists()
