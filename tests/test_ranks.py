@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-import torch.testing._internal.distributed.fake_pg  # noqa: F401 - registers the backend "fake"
+import torch.testing._internal.distributed.fake_pg  # registers the backend "fake"
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import green_torch
