@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import io
-import json
 import math
 import re
 import sys
@@ -451,7 +450,7 @@ def _as_text(report: Report, form: str, training_type: str | None) -> str:
         "table": table,
         "markdown": lambda: markdown(report),
         "csv": lambda: exports.csv_text(exports.run_rows(report)),
-        "json": lambda: json.dumps(exports.as_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "json": lambda: exports.json_text(report),
         "model-card": lambda: exports.model_card(report, training_type),
         "codecarbon": lambda: exports.csv_text(rows(report)),
         "paper": lambda: exports.paper(report),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -116,45 +117,50 @@ def _mean_intensity(run: Run) -> float | None:
     return None if not facility_j or operational_g is None else operational_g / joules_to_kwh(facility_j)
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """Everything for a program to read. A run's ``files`` are its ranks and starts."""
-    found: dict[str, Any] = _clean(
-        {
-            "schema": SCHEMA,
-            "version": green_torch.__version__,
-            "by": report.by,
-            "all": _group(report.whole),
-            "groups": [_group(group) for group in report.groups],
-            "failed": {**plain(report.failed), "share": report.failed.share},
-            "runs": [
-                {
-                    **run_row(run),
-                    "notes": list(run.notes),
-                    "missing": sorted({why for one in run.segments for why in one.manifest.missing}),
-                    "wasted": plain(run.wasted),
-                    "files": [
-                        {
-                            "path": str(one.path),
-                            "rank": one.manifest.rank,
-                            "segment": one.manifest.segment,
-                            "status": str(one.status),
-                            "torn": one.torn,
-                            "last_step": one.last_step,
-                            "resumed_from_step": one.manifest.resumed_from_step,
-                            "redone_after_step": one.redone_after_step,
-                            "totals": plain(one.totals),
-                            "useful": plain(one.useful),
-                        }
-                        for one in run.segments
-                    ],
-                    "detail": plain(report.details[run.run_id]) if run.run_id in report.details else None,
-                }
-                for run in report.whole.runs
-            ],
-            "left_out": [{"path": str(one.path), "reason": one.reason} for one in report.ledger.skipped],
-        }
-    )
-    return found
+def json_text(report: Report) -> str:
+    """Everything for a program to read, a run or a group a line. A run's ``files`` are its ranks and starts."""
+    parts: Mapping[str, Any] = {
+        "schema": SCHEMA,
+        "version": green_torch.__version__,
+        "by": report.by,
+        "all": _group(report.whole),
+        "groups": map(_group, report.groups),
+        "failed": {**plain(report.failed), "share": report.failed.share},
+        "runs": (_run(run, report) for run in report.whole.runs),
+        "left_out": ({"path": str(one.path), "reason": one.reason} for one in report.ledger.skipped),
+    }
+    return "{\n" + ",\n".join(f'"{name}": {_written(part)}' for name, part in parts.items()) + "\n}\n"
+
+
+def _written(part: Any) -> str:
+    if isinstance(part, Iterator):
+        return "[" + ",".join(f"\n{_written(one)}" for one in part) + "]"
+    return printable(json.dumps(part, ensure_ascii=False, allow_nan=False))
+
+
+def _run(run: Run, report: Report) -> dict[str, Any]:
+    return {
+        **run_row(run),
+        "notes": list(run.notes),
+        "missing": sorted({why for one in run.segments for why in one.manifest.missing}),
+        "wasted": plain(run.wasted),
+        "files": [
+            {
+                "path": str(one.path),
+                "rank": one.manifest.rank,
+                "segment": one.manifest.segment,
+                "status": str(one.status),
+                "torn": one.torn,
+                "last_step": one.last_step,
+                "resumed_from_step": one.manifest.resumed_from_step,
+                "redone_after_step": one.redone_after_step,
+                "totals": plain(one.totals),
+                "useful": plain(one.useful),
+            }
+            for one in run.segments
+        ],
+        "detail": plain(report.details[run.run_id]) if run.run_id in report.details else None,
+    }
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -183,15 +189,6 @@ def _group(group: Group) -> dict[str, Any]:
         "mfu": group.mfu,
         "sci_g": {unit: group.sci_g(unit) for unit in group.functional_units},
     }
-
-
-def _clean(value: Any) -> Any:
-    """Text that any terminal and file can hold."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_clean(key): _clean(one) for key, one in value.items()}
-    return [_clean(one) for one in value] if isinstance(value, list) else value
 
 
 def model_card(report: Report, training_type: str | None = None) -> str:
