@@ -217,7 +217,15 @@ def main() -> None:
         "ledger",
         "The ledger's cost",
         body,
-        {"bytes": size, "table_s": seconds, "table_cpu_s": cpu_s, "peak_mb": megabytes, "run_mb": run_mb, "run_lines": n_lines, **said},
+        {
+            "bytes": size,
+            "table_s": seconds,
+            "table_cpu_s": cpu_s,
+            "peak_mb": megabytes,
+            "run_mb": run_mb,
+            "run_lines": n_lines,
+            **said,
+        },
     )
 
 

@@ -449,8 +449,9 @@ class Manifest:
     one more than that of the segment which saved the checkpoint, or than the last one in the directory, whichever is later (two that
     were started in different directories from one checkpoint may bear the same number). Where a segment went on from a checkpoint,
     ``resumed_from_step`` is the checkpoint's step (-1: it was saved before the first) and ``previous_segment`` the one that saved it:
-    every record of an earlier segment of this rank with a later step was done again. Both ``None`` where no checkpoint was told of,
-    as in a new run or a requeued job: then nothing is known to have been done again.
+    every record of an earlier segment of this rank with a later step was done again, unless the run had completed by then: then this
+    segment is a branch of it, and takes nothing back. Both ``None`` where no checkpoint was told of, as in a new run or a requeued
+    job: then nothing is known to have been done again.
 
     ``carried_energy_j`` and ``carried_emissions_g`` are what this rank's earlier segments used, as far as their files were found (on
     rank zero also those of ranks that are no more): all of it, wasted work included. They are no part of any record's ``totals``,

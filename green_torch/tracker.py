@@ -399,8 +399,8 @@ class Tracker:
         """Goes on with the run that saved this state: same run id, next segment, and steps count on after the checkpoint's.
 
         Call it on every rank, before the context is entered or within it before its first step. The manifest then tells the
-        checkpoint's step, so that steps of earlier segments beyond it are known to have been done again, and what earlier segments
-        used. The time between counts as nothing. Never raises: a state that is none of ours, or one that comes after the first
+        checkpoint's step, so that steps of earlier segments beyond it are known to have been done again (where the run had not
+        completed: from a checkpoint of one that had, this is a branch, and the steps of both count), and what earlier segments used. The time between counts as nothing. Never raises: a state that is none of ours, or one that comes after the first
         step, is left out with a warning, and the run is a new one.
         """
         if not self._enabled or not state:

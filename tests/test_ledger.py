@@ -576,3 +576,34 @@ def test_a_run_says_what_its_sums_lack(tmp_path):
     )
     assert notes["dark"] == "nothing measured its energy: no joule of it is in any sum"
     assert "the grid's intensity was not known" in notes["gridless"]
+
+
+def test_a_branch_takes_nothing_back(tmp_path: Path) -> None:
+    """Fine-tuning from a checkpoint of a run that had completed: the steps of both count, and its set-up is no waste."""
+    clock, folder = ScriptedClock(), tmp_path / "run" / "green"
+    state = trained(folder / "rank-00000.segment-0001.jsonl", clock, last=17, save_at=9, die=True)
+    clock.advance(1000.0)
+    trained(folder / "rank-00000.segment-0002.jsonl", clock, first=10, last=29, state=state)
+    clock.advance(1000.0)
+    trained(folder / "rank-00000.segment-0003.jsonl", clock, first=10, last=13, state=state, die=True)  # the branch
+    clock.advance(1000.0)
+    trained(folder / "rank-00000.segment-0004.jsonl", clock, first=10, last=19, state=state)  # again
+    (run,) = read(tmp_path).runs
+    assert [one.redone_after_step for one in run.segments] == [9, None, 9, None]
+    assert [one.branch for one in run.segments] == [False, False, True, False]
+    assert [one.useful.phase(Phase.TRAIN).n_steps for one in run.segments] == [10, 20, 0, 10]
+    assert run.status is Status.COMPLETED
+    assert run.n_steps == 40
+    assert run.redone.energy_j == pytest.approx((8 + 5 + 4) * 300.0)
+    assert [one.restart.energy_j or 0.0 for one in run.segments] == pytest.approx([0.0, 1500.0, 0.0, 1500.0])
+    assert any("a branch" in note for note in run.notes)
+
+
+def test_training_on_after_the_end_is_no_waste(tmp_path: Path) -> None:
+    """A run that had completed and is trained for longer from its last step: nothing was interrupted."""
+    clock, folder = ScriptedClock(), tmp_path / "run" / "green"
+    state = trained(folder / "rank-00000.segment-0001.jsonl", clock, last=9, save_at=9)
+    clock.advance(1000.0)
+    trained(folder / "rank-00000.segment-0002.jsonl", clock, first=10, last=19, state=state)
+    (run,) = read(tmp_path).runs
+    assert (run.n_steps, run.wasted.energy_j) == (20, None)

@@ -3,12 +3,18 @@
 A run is every file that bears its id: one for each rank and each start of the process. Its totals are the sums over them. *Useful*
 totals leave out what an uninterrupted run would not have done: steps that a later segment did again, and the set-up of segments that
 went on from a checkpoint. A run that failed or was killed, and was not taken up again, has no useful part.
+
+A segment that goes on from a checkpoint of a run that had completed is a *branch*: fine-tuning, or training on for longer. What had
+led to the completed end stays useful, steps beyond the checkpoint included, and setting up the branch is no waste. A branch that is
+itself interrupted and taken up again is judged as any run is.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +24,7 @@ from green_torch.ledger.sums import combined, known_sum, without_phase
 from green_torch.records import Flag, Manifest, Phase, RunTotals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from green_torch.records import RunSummary, StepRecord
 
@@ -66,6 +72,7 @@ class Segment:
     capacity_flops: float | None
     torn: bool
     flags: Mapping[str, int]
+    branch: bool = False  # it goes on from a checkpoint of a run that had completed
 
     @property
     def redone(self) -> RunTotals:
@@ -74,8 +81,8 @@ class Segment:
 
     @property
     def restart(self) -> RunTotals:
-        """What setting up again after an interruption used: nothing in a first segment."""
-        if self.manifest.resumed_from_step is None:
+        """What setting up again after an interruption used: nothing in a first segment, or in a branch."""
+        if self.manifest.resumed_from_step is None or self.branch:
             return RunTotals()
         return combined([(1, self.useful), (-1, without_phase(self.useful, Phase.SETUP))])
 
@@ -171,7 +178,8 @@ def status_of(summary: RunSummary | None, record: StepRecord | None, quiet_s: fl
 def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], RunTotals]) -> Run:
     """The run that these segments, of one id, make up. ``totals_at`` tells a segment's totals up to a step.
 
-    Of the steps that two segments did, the later one's count. A later segment is one that started after this one's last record.
+    Of the steps that two segments did, the later one's count, unless the run had completed in between. A later segment is one that
+    started after this one's last record.
     """
     ordered = sorted(segments, key=lambda one: (one.manifest.started_unix_ns, one.manifest.rank))
     ordered = [
@@ -180,7 +188,8 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
     ]
     last = ordered[-1]
     if any(one.manifest.resumed_from_step is not None for one in ordered):
-        ordered = [_judged(one, ordered, totals_at) for one in ordered]
+        order = _Order.of(ordered)
+        ordered = [_judged(one, order, totals_at) for one in ordered]
     job = [one for one in ordered if one.path == last.path or one.ended_unix_ns > last.manifest.started_unix_ns]
     status = next(
         (status for status in (Status.RUNNING, Status.FAILED, Status.KILLED) if any(one.status is status for one in job)),
@@ -210,13 +219,57 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
     )
 
 
-def _judged(own: Segment, all_: Sequence[Segment], totals_at: Callable[[Segment, int], RunTotals]) -> Segment:
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A run's segments in time: ``resumed`` by their start, ``completed`` by their end, ``ended_ns`` all ends in order."""
+
+    resumed: Sequence[Segment]
+    completed: Sequence[Segment]
+    ended_ns: Sequence[int]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> _Order:
+        lost = [one for one in segments if one.status is not Status.COMPLETED]
+        completed = [  # with all that were under way beside them
+            one
+            for one in segments
+            if one.status is Status.COMPLETED and all(_later(one, other) or _later(other, one) for other in lost)
+        ]
+        return cls(
+            sorted((one for one in segments if one.manifest.resumed_from_step is not None), key=_started),
+            sorted(completed, key=_ended),
+            sorted(map(_ended, segments)),
+        )
+
+    def branches(self, own: Segment) -> bool:
+        """Whether the last that ended before this one had completed."""
+        before = bisect_right(self.completed, _started(own), key=_ended)
+        ended = bisect_right(self.ended_ns, _started(own))
+        return before > 0 and self.completed[before - 1].ended_unix_ns == self.ended_ns[ended - 1]
+
+    def resumed_from(self, own: Segment) -> list[int]:
+        """The steps from which later ones did this one's again: what starts after the run has completed takes nothing back."""
+        if own in self.completed:
+            return []
+        end_ns = min((one.ended_unix_ns for one in self.completed if _later(own, one)), default=math.inf)
+        begin = bisect_left(self.resumed, own.ended_unix_ns, key=_started)
+        after = self.resumed[begin : bisect_left(self.resumed, end_ns, key=_started)]
+        return [one.manifest.resumed_from_step or 0 for one in after if one is not own]
+
+
+def _started(one: Segment) -> int:
+    return one.manifest.started_unix_ns
+
+
+def _ended(one: Segment) -> int:
+    return one.ended_unix_ns
+
+
+def _judged(own: Segment, order: _Order, totals_at: Callable[[Segment, int], RunTotals]) -> Segment:
     """The segment with the part of it that counts."""
-    steps = [
-        other.manifest.resumed_from_step
-        for other in all_
-        if other.manifest.resumed_from_step is not None and _later(own, other)
-    ]
+    steps = order.resumed_from(own)
+    if own.manifest.resumed_from_step is not None and order.branches(own):
+        own = replace(own, branch=True)
     if not steps:
         return own
     step = min(steps)
@@ -252,6 +305,10 @@ def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]
     if absent > 0:
         yield f"{absent} of {newest.world_size} ranks left no file of this run: their joules are missing from it"
     yield from _unknown(segments)
+    for own in segments:
+        if own.branch and own.manifest.rank == newest.rank:
+            step = own.manifest.resumed_from_step
+            yield f"its start {own.manifest.segment} goes on from step {step} of a run that had completed: a branch, and the steps of both count"
     more_starts = len(segments) > len({one.manifest.rank for one in segments})
     if more_starts and any(_began_after_another(one, segments) for one in segments if one.manifest.previous_segment is None):
         yield "a start of this run tells no checkpoint that it went on from: what was done twice before it is not known"
