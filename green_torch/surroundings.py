@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -29,6 +30,16 @@ _JOB = {
     "elastic_run_id": "TORCHELASTIC_RUN_ID",
     "elastic_restart_count": "TORCHELASTIC_RESTART_COUNT",
 }  # https://slurm.schedmd.com/sbatch.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES, https://docs.pytorch.org/docs/stable/elastic/run.html
+
+_LAUNCH = (  # what is the same in every process of a start, and seldom in two
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_RESTART_COUNT",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,17 @@ def same_job(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
         return one.get("job_id") == other.get("job_id")
     run_id = one.get("elastic_run_id", "none")
     return run_id != "none" and run_id == other.get("elastic_run_id")
+
+
+def common_run_id(log_dir: Path, segment: int) -> str | None:
+    """A run id that every rank of this start makes by itself, of what scheduler and launcher tell all of them; ``None`` where they don't.
+
+    Launches by hand may meet at one address again and again: the run's directory and the number of its start tell them apart.
+    """
+    told = [os.environ.get(variable, "") for variable in _LAUNCH]
+    if not any(told):
+        return None
+    return hashlib.sha256("\n".join([*told, str(log_dir.resolve()), str(segment)]).encode()).hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:

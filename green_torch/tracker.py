@@ -36,6 +36,7 @@ from green_torch.segments import Checkpoint, carried, checkpoint, last_of_job
 from green_torch.sinks.jsonl import JsonlSink, next_segment, run_file
 from green_torch.steps import Cadence
 from green_torch.surroundings import (
+    common_run_id,
     described,
     device_of,
     dtype_name,
@@ -500,6 +501,8 @@ class Tracker:
             self._file = jsonl.path
             manifest = replace(manifest, segment=jsonl.segment)
             sinks.insert(0, jsonl)
+        if self._saved is None and self._log_dir is not None and self._place.world_size > 1:
+            manifest = replace(manifest, run_id=common_run_id(self._log_dir, manifest.segment) or manifest.run_id)
         self._recorder.manifest = manifest
         if self._saved is None and self._log_dir is not None and restarted(manifest.job):
             self._requeued(self._log_dir)

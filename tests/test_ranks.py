@@ -19,6 +19,7 @@ import torch.testing._internal.distributed.fake_pg  # registers the backend "fak
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import green_torch
+from green_torch import ledger
 from green_torch.errors import GreenTorchWarning
 from green_torch.records import Flag, PerStep, Phase, RankTotals
 from green_torch.sinks.codec import plain
@@ -276,12 +277,15 @@ def test_rank_zero_alone_asks_the_grid(tmp_path):
 
 
 def test_without_a_group_there_is_no_exchange(tmp_path):
-    """WORLD_SIZE alone: each rank has its own totals, and rank zero says once that there are no others."""
+    """WORLD_SIZE alone: each rank has its own totals, and rank zero says once that there are no others; the files are one run's."""
     zero, one = two(tmp_path, "--steps", "5", "--no-group")
     assert (zero.code, one.code) == (0, 0)
     assert zero.line["job"] is None
     assert ["no process group" in warning for warning in zero.line["warnings"]] == [True]
     assert not one.line["warnings"]
+    (run,) = ledger.read(tmp_path).runs
+    assert run.totals.energy_j == pytest.approx(5 * sum(STEP_J), abs=0.5)
+    assert (run.manifest.world_size, len(run.segments)) == (2, 2)
 
 
 def test_a_process_alone_loads_nothing_of_it(tmp_path):

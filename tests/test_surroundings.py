@@ -9,10 +9,20 @@ import pytest
 
 from green_torch.arguments import energy_meters
 from green_torch.meters import ONCE_PER_NODE, discover
-from green_torch.surroundings import Place, job, place, restarted, same_job
+from green_torch.surroundings import Place, common_run_id, job, place, restarted, same_job
 from green_torch.testing import ScriptedClock, ScriptedMeter
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
+VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_JOB_ID",
+    "TORCHELASTIC_RUN_ID",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +65,26 @@ def test_only_a_restart_of_the_same_job_is_one():
     assert same_job({"elastic_run_id": "a"}, {"elastic_run_id": "a"})
     assert not same_job({"elastic_run_id": "none"}, {"elastic_run_id": "none"})
     assert not same_job({}, {})
+
+
+def test_every_rank_of_a_start_makes_the_same_run_id(monkeypatch, tmp_path):
+    """Of what launcher and scheduler tell all ranks; another launch, directory or start makes another, and nothing told makes none."""
+    assert common_run_id(tmp_path, 1) is None
+    made = []
+    for variables, directory, segment in (
+        ({"MASTER_ADDR": "n1", "MASTER_PORT": "29500"}, "a", 1),
+        ({}, "a", 2),
+        ({}, "b", 1),
+        ({"MASTER_PORT": "29501"}, "a", 1),
+        ({"TORCHELASTIC_RUN_ID": "x"}, "a", 1),
+        ({"SLURM_JOB_ID": "1"}, "a", 1),
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        made.append(common_run_id(tmp_path / directory, segment))
+        monkeypatch.setenv("RANK", str(len(made)))
+        assert common_run_id(tmp_path / "c" / ".." / directory, segment) == made[-1]
+    assert len(set(made)) == len(made)
 
 
 def test_outside_a_job_nothing_is_said():
