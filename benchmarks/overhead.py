@@ -1,6 +1,6 @@
 """What measuring costs the loop: ``tracker.step()`` beside codecarbon's tasks and Lightning's ThroughputMonitor, in one run.
 
-``python benchmarks/overhead.py`` (about two minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
+``python benchmarks/overhead.py`` (about four minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
 changing order; what is timed is the tool's own call on the training thread. Also: the time of ``import green_torch``, and what a
 run of a million steps adds to memory.
 """
@@ -22,17 +22,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from report import table, write
 
 import green_torch
+from green_torch.statistics import paired_difference
 from green_torch.testing import ScriptedClock, ScriptedMeter
 
 STEP_S = 0.005
 STEPS = 300
 ROUNDS = 4
 MILLION = 1_000_000
+PAIRS = 8  # of fits, and of blocks of two ranks, with and without green_torch
+BLOCK = 200  # steps of each that count
+CADENCES: dict[str, int | Literal["auto"]] = {"a record per step": 1, "records as they come by default": "auto"}
 
 Step = Callable[[], None]
 
@@ -129,7 +134,7 @@ def lightning_fit(work: Step, *, monitored: bool) -> tuple[list[float], list[flo
 
     from green_torch.lightning import GreenMonitor
 
-    hooks, starts = [0.0] * STEPS, []
+    hooks, starts = [0.0] * (BLOCK + 20), []
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
@@ -166,14 +171,20 @@ def lightning_fit(work: Step, *, monitored: bool) -> tuple[list[float], list[flo
     with tempfile.TemporaryDirectory() as folder:
         logger = pl.loggers.TensorBoardLogger(folder)
         trainer = pl.Trainer(
-            accelerator="cpu", max_steps=STEPS, max_epochs=1, log_every_n_steps=1, logger=logger, callbacks=callbacks, **off
+            accelerator="cpu",
+            max_steps=BLOCK + 20,
+            max_epochs=1,
+            log_every_n_steps=1,
+            logger=logger,
+            callbacks=callbacks,
+            **off,
         )
-        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8 * STEPS, 128), batch_size=8))
+        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8 * (BLOCK + 20), 128), batch_size=8))
     return hooks[20:], [after - before for before, after in itertools.pairwise(starts)][20:]
 
 
 def one_rank(result: Path) -> None:
-    """One of two ranks: DDP over gloo, blocks of 5 ms steps with and without a tracker in changing order; rank 0 writes the differences."""
+    """One of two ranks: DDP over gloo, blocks of 5 ms steps with and without a tracker in changing order; rank 0 writes their medians."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     torch.set_num_threads(1)
@@ -182,34 +193,34 @@ def one_rank(result: Path) -> None:
 
     def steps(tracker: green_torch.Tracker) -> float:
         seconds = []
-        for _ in range(STEPS):
+        for _ in range(2 * BLOCK):
             begin = time.perf_counter()
             while time.perf_counter() < begin + STEP_S:
                 model.module(a)
             model(a).square().mean().backward()  # the ranks meet here
             tracker.step(tokens=1024)
             seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds[20:])
+        return statistics.median(seconds[BLOCK:])  # by then records thin out, where they may
 
-    longer, bare = [], []
-    for round_ in range(ROUNDS):
-        medians: dict[bool, float] = {}
-        for tracked in (True, False) if round_ % 2 else (False, True):
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                green_torch.track(log_dir=folder, intensity=100.0, log_every_n_steps=1, enabled=tracked) as tracker,
-            ):
-                torch.distributed.barrier()
-                medians[tracked] = steps(tracker)
-        bare.append(medians[False])
-        longer.append(medians[True] - medians[False])
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, every in CADENCES.items():
+        medians: dict[bool, list[float]] = {True: [], False: []}
+        for round_ in range(PAIRS):
+            for tracked in (True, False) if round_ % 2 else (False, True):
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    green_torch.track(log_dir=folder, intensity=100.0, log_every_n_steps=every, enabled=tracked) as tracker,
+                ):
+                    torch.distributed.barrier()
+                    medians[tracked].append(steps(tracker))
+        found[name] = {"with_s": medians[True], "without_s": medians[False]}
     if rank == 0:
-        result.write_text(json.dumps({"longer_s": longer, "bare_s": bare}))
+        result.write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
-def two_processes() -> dict[str, list[float]]:
-    """What :func:`one_rank` found, under torchrun."""
+def two_processes() -> dict[str, dict[str, list[float]]]:
+    """What :func:`one_rank` found, under torchrun, by cadence."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [
@@ -223,8 +234,22 @@ def two_processes() -> dict[str, list[float]]:
             str(result),
         ]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
-        found: dict[str, list[float]] = json.loads(result.read_text())
+        found: dict[str, dict[str, list[float]]] = json.loads(result.read_text())
         return found
+
+
+def longer(without_s: list[float], with_s: list[float]) -> tuple[str, dict[str, float | None]]:
+    """How much longer steps took with green_torch, of medians of blocks in changing order, in words and in seconds."""
+    gaps = [1.0 if round_ % 2 == 0 else -1.0 for round_ in range(len(with_s))]  # in even rounds the one without came first
+    found = paired_difference(without_s, with_s, relative=False, gaps=gaps)
+    lo_s, hi_s = found.lo or 0.0, found.hi or 0.0
+    step_s = statistics.median(without_s)
+    told = f"{found.estimate * 1e6:+.0f} µs" if found.distinguishable else "can't be told apart"
+    words = (
+        f"{told} (95 % interval {lo_s * 1e6:+.0f} to {hi_s * 1e6:+.0f} µs of {step_s * 1e3:.2f} ms, that is {lo_s / step_s:+.1%} to "
+        f"{hi_s / step_s:+.1%}; {len(with_s)} pairs)"
+    )
+    return words, {"step_s": step_s, "longer_s": found.estimate, "lo_s": found.lo, "hi_s": found.hi}
 
 
 def import_times(repeats: int = 7) -> dict[str, float]:
@@ -296,13 +321,13 @@ def main() -> None:
             costs[name] += timed(tools[name], work)
     monitor = "GreenMonitor in a fit, TensorBoard + JSONL, FLOPs counted, a record per step"
     costs[monitor] = []
-    longer = []
-    for round_ in range(ROUNDS):
-        steps: dict[bool, list[float]] = {}
+    medians: dict[bool, list[float]] = {True: [], False: []}
+    for round_ in range(PAIRS):
         for monitored in (True, False) if round_ % 2 else (False, True):
-            hooks, steps[monitored] = lightning_fit(work, monitored=monitored)
+            hooks, steps = lightning_fit(work, monitored=monitored)
             costs[monitor] += hooks if monitored else []
-        longer.append(statistics.median(steps[True]) - statistics.median(steps[False]))
+            medians[monitored].append(statistics.median(steps))
+    fits, fits_s = longer(medians[False], medians[True])
     rows = []
     result = {}
     for name, seconds in costs.items():
@@ -310,17 +335,21 @@ def main() -> None:
         median, p95, mean = statistics.median(ordered), ordered[int(0.95 * len(ordered))], statistics.fmean(ordered)
         result[name] = {"median_us": median * 1e6, "p95_us": p95 * 1e6, "mean_us": mean * 1e6, "calls": len(ordered)}
         rows.append([name, f"{median * 1e6:.1f}", f"{p95 * 1e6:.1f}", f"{mean * 1e6:.1f}", f"{mean / STEP_S:.2%}"])
-    ranks = two_processes()
+    ranks = {name: longer(one["without_s"], one["with_s"]) for name, one in two_processes().items()}
     imports = import_times()
     memory = million_steps()
     body = (
         table(["per step of 5 ms", "median µs", "95th µs", "mean µs", "mean, share of the step"], rows)
-        + f"\n\n{len(next(iter(costs.values())))} calls each, {ROUNDS} rounds in changing order, on the training thread.\n\n"
-        + f"A whole step of the fit took {statistics.median(longer) * 1e6:.0f} µs longer with GreenMonitor than without "
-        + f"({', '.join(f'{each * 1e6:.0f}' for each in longer)}: medians of pairs of fits, in changing order).\n\n"
-        + f"Two ranks of DDP over gloo, TensorBoard + JSONL, a record per step: a step of {statistics.median(ranks['bare_s']) * 1e3:.2f} ms "
-        + f"took {statistics.median(ranks['longer_s']) * 1e6:.0f} µs longer with a tracker on both than without "
-        + f"({', '.join(f'{each * 1e6:.0f}' for each in ranks['longer_s'])}: medians of pairs of blocks, in changing order).\n\n"
+        + "\n\nOn the training thread; for each tool the calls of several rounds, in changing order. The hooks of GreenMonitor are timed alone; "
+        + "whole steps, below, bear its threads as well.\n\n"
+        + table(
+            ["how much longer a whole step took", "medians of blocks with and without, in changing order"],
+            [
+                [monitor, fits],
+                *([f"two ranks of DDP over gloo, a tracker on each, {name}", words] for name, (words, _) in ranks.items()),
+            ],
+        )
+        + "\n\n"
         + f"`import green_torch`: {(imports['green_torch_s'] - imports['bare_s']) * 1e3:.0f} ms on top of an empty interpreter "
         + f"({imports['bare_s'] * 1e3:.0f} ms), medians of 7.\n\n"
         + f"A run of {memory['steps']:,} steps (scripted clock, default cadence, TensorBoard and JSONL) grew memory by "
@@ -333,8 +362,8 @@ def main() -> None:
         {
             "step_s": STEP_S,
             "tools": result,
-            "lightning_step_longer_s": longer,
-            "two_ranks": ranks,
+            "lightning_step": fits_s,
+            "two_ranks": {name: seconds for name, (_, seconds) in ranks.items()},
             "imports": imports,
             "million_steps": memory,
         },
