@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import reduce
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,12 @@ from green_torch.records import JobTotals, PerStep, Spread, Sums
 from green_torch.totals import known_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from green_torch.records import RankTotals
 
 _SUMS = tuple(field.name for field in fields(Sums))
+_OF_DEVICES = tuple(name for name in _SUMS if name not in {"samples", "tokens", "model_flops", "hardware_flops"})
 
 
 def combined(
@@ -30,6 +31,8 @@ def combined(
         ended: means over the run are wanted, not what a step takes just now.
         complete: whether the ranks that are missing must be waited for no longer.
     """
+    sharing = sharers({one.rank: one.devices for one in ranks})
+    counted = [_work_alone(one) if one.rank in sharing else one for one in ranks]
     running = {one.rank: age_s.get(one.rank, 0.0) for one in ranks if one.status == "running"}
     oldest = max(running, key=lambda rank: running[rank], default=None)
     heard = {one.rank for one in ranks}
@@ -48,9 +51,27 @@ def combined(
         hfu=hfu,
         rank_energy_j=_spread(energy),
         rank_step_time_s=_spread(times),
-        per_step=_per_step(ranks) if complete or all_at_it(ranks, world_size) else None,
-        **_summed(ranks),
+        sharing=sharing,
+        per_step=_per_step(counted) if complete or all_at_it(ranks, world_size) else None,
+        **_summed(counted),
     )
+
+
+def sharers(devices: Mapping[int, Collection[str]]) -> tuple[int, ...]:
+    """The ranks, in order, that meter nothing but what lower ones do; by the UUIDs of what each meters."""
+    seen: set[str] = set()
+    found = []
+    for rank in sorted(devices):
+        if devices[rank] and seen.issuperset(devices[rank]):
+            found.append(rank)
+        seen.update(devices[rank])
+    return tuple(found)
+
+
+def _work_alone(one: RankTotals) -> RankTotals:
+    step = one.per_step and replace(one.per_step, energy_j=None, emissions_g=None, power_w=None)
+    nothing: dict[str, Any] = dict.fromkeys(_OF_DEVICES)
+    return replace(one, per_step=step, **nothing)
 
 
 def all_at_it(ranks: Sequence[RankTotals], world_size: int) -> bool:

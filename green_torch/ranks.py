@@ -125,7 +125,14 @@ class Ranks:
         heard = dict(self._heard)
         ages = {rank: ns_to_s(now_ns - seen_ns) for rank, (_, seen_ns, _) in heard.items()}
         ranks = [own, *(totals for _, _, totals in heard.values())]
-        return combined(ranks, ages, self._world_size, ended=ended, complete=now_ns - self._connected_ns > _GRACE_NS)
+        job = combined(ranks, ages, self._world_size, ended=ended, complete=now_ns - self._connected_ns > _GRACE_NS)
+        if job.sharing:
+            self._warn(
+                f"ranks {_some(job.sharing)} are on GPUs that other ranks meter as well: their joules are counted once. Give each rank a "
+                "GPU of its own",
+                key="sharing",
+            )
+        return job
 
     @property
     def awaited(self) -> bool:

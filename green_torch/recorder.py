@@ -392,6 +392,7 @@ class Recorder:
         total_g, savings_g = projections
         return RankTotals(
             rank=manifest.rank,
+            devices=manifest.devices,
             node=manifest.job.get("node", ""),
             status=status,
             last_step=last_step,

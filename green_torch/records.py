@@ -86,6 +86,7 @@ class Domain:
     period_s: float | None = None
     gain_error: float | None = None  # relative, systematic, of the sensor (0.05 = 5 %)
     shared: bool = False
+    uuid: str = ""  # of a device that several processes may meter, by which its joules are counted once
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,9 +312,13 @@ class Sums:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTotals(Sums):
-    """What one rank tells the others of itself. ``status`` is "running" until its run has ended; the means are over typical steps."""
+    """What one rank tells the others of itself. ``status`` is "running" until its run has ended; the means are over typical steps.
+
+    ``devices`` are the manifest's.
+    """
 
     rank: int
+    devices: tuple[str, ...] = ()
     node: str = ""
     status: str = "running"
     last_step: int | None = None
@@ -342,7 +347,9 @@ class JobTotals(Sums):
 
     ``mfu`` and ``hfu`` are FLOPs over the sum of the peaks. ``silent`` ranks never reported, and nothing of them is in the sums;
     ``oldest_age_s`` is the age of the oldest word of a rank whose run has not ended (``oldest_rank``): long where it died.
-    ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds.
+    ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds. ``sharing`` ranks meter nothing but what
+    another one meters as well: their joules and grams are in no sum, their work is, and their peaks stand in ``mfu`` as if they had
+    devices of their own.
     """
 
     world_size: int
@@ -357,6 +364,7 @@ class JobTotals(Sums):
     rank_energy_j: Spread | None = None
     rank_step_time_s: Spread | None = None
     per_step: PerStep | None = None
+    sharing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,6 +497,12 @@ class Manifest:
     job: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The UUIDs of all that is metered; ``()`` where anything has none, which no other process meters."""
+        uuids = tuple(domain.uuid for domain in self.domains)
+        return uuids if all(uuids) else ()
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -613,7 +627,8 @@ class RunSummary:
             "" if job.oldest_rank is None else f"; rank {job.oldest_rank} last told its totals {si(job.oldest_age_s, 's')} ago"
         )
         yield "all ranks", f"{job.reporting} of {job.world_size} report{silent}{age}; what stands above is rank 0's"
-        yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}"
+        once = f"; {_named(job.sharing)} on a GPU that another rank meters, counted once" if job.sharing else ""
+        yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}{once}"
         yield "  emissions", grams(job.emissions_g)
         if job.mfu is not None:
             hfu = "unknown" if job.hfu is None else f"{job.hfu:.1%}"

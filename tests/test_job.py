@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from green_torch.job import combined
+from green_torch.job import combined, sharers
 from green_torch.records import PerStep, RankTotals
 
 
@@ -77,6 +79,19 @@ def test_missing_and_late_ranks_are_told():
     )
     assert (late.reporting, late.ended, late.silent) == (3, 1, (1, 4))
     assert (late.oldest_rank, late.oldest_age_s) == (2, 7.0)
+
+
+def test_a_gpu_of_two_ranks_is_counted_once():
+    """A rank that meters nothing but what lower ones do adds its work, and no joule or gram."""
+    step = PerStep(energy_j=10.0, tokens=2.0, power_w=100.0)
+    zero = RankTotals(rank=0, energy_j=100.0, emissions_g=1.0, tokens=5, per_step=step, devices=("GPU-a",))
+    one = RankTotals(rank=1, energy_j=99.0, emissions_g=1.0, tokens=5, per_step=step, devices=("GPU-a",))
+    both = job(zero, one)
+    assert (both.energy_j, both.emissions_g, both.tokens, both.sharing) == (100.0, 1.0, 10, (1,))
+    assert (both.per_step.energy_j, both.per_step.tokens, both.per_step.power_w) == (10.0, 4.0, 100.0)
+    apart = job(zero, replace(one, devices=("GPU-b",)))
+    assert (apart.energy_j, apart.sharing) == (199.0, ())
+    assert sharers({0: (), 1: ("a",), 2: ("a",), 3: ("b", "a"), 4: ("b",), 5: ()}) == (2, 4)
 
 
 def test_a_step_of_the_job_waits_for_all_ranks():

@@ -215,6 +215,17 @@ def test_ranks_are_one_run(tmp_path: Path) -> None:
     assert run.mfu == pytest.approx(MFU)
 
 
+def test_a_gpu_that_two_ranks_metered_is_counted_once(tmp_path: Path) -> None:
+    """Its joules are in the run once, the work of both is there, and a note says so."""
+    card = replace(MANIFEST.domains[0], uuid="GPU-a")
+    for rank in range(2):
+        written(tmp_path, rank=rank, world_size=2, run_id="job", domains=(card,))
+    (run,) = read(tmp_path).runs
+    assert run.totals.energy_j == run.useful.energy_j == pytest.approx(300.0)
+    assert run.totals.phase(Phase.TRAIN).tokens == 2 * 10 * 8192
+    assert any("counted once: 1" in note for note in run.notes)
+
+
 def test_a_manifest_repeated_before_a_crash_counts(tmp_path: Path) -> None:
     """A manifest in the middle of a file, as of a run that learnt its model late and crashed, is found from the last record alone."""
     sink = JsonlSink(run_file(tmp_path / "a", 0, 1))

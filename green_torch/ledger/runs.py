@@ -20,7 +20,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from green_torch.ledger.sums import combined, known_sum, without_phase
+from green_torch.job import sharers
+from green_torch.ledger.sums import combined, known_sum, without_phase, work_alone
 from green_torch.records import Flag, Manifest, Phase, RunTotals
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ class Segment:
     torn: bool
     flags: Mapping[str, int]
     branch: bool = False  # it goes on from a checkpoint of a run that had completed
+    sharing: bool = (
+        False  # another rank metered its devices as well, and their joules are counted there: its totals tell work and time
+    )
 
     @property
     def redone(self) -> RunTotals:
@@ -187,6 +191,7 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
         for one in ordered
     ]
     last = ordered[-1]
+    ordered = _metered_once(ordered)
     if any(one.manifest.resumed_from_step is not None for one in ordered):
         order = _Order.of(ordered)
         ordered = [_judged(one, order, totals_at) for one in ordered]
@@ -217,6 +222,23 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
         hfu=_mean(ordered, "hfu"),
         notes=tuple(_notes(ordered, job)),
     )
+
+
+def _metered_once(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments, without the joules of those that metered at the same time what lower ranks did."""
+    on: dict[str, list[Segment]] = {}
+    for one in segments:
+        for uuid in one.manifest.devices:
+            on.setdefault(uuid, []).append(one)
+    found = []
+    for own in segments:
+        candidates = (one for uuid in own.manifest.devices for one in on[uuid])
+        beside = {one.manifest.rank: one.manifest.devices for one in candidates if not (_later(own, one) or _later(one, own))}
+        if len(beside) > 1 and own.manifest.rank in sharers(beside):
+            totals = work_alone(own.totals)
+            own = replace(own, totals=totals, useful=totals, sharing=True)  # noqa: PLW2901
+        found.append(own)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +302,7 @@ def _judged(own: Segment, order: _Order, totals_at: Callable[[Segment, int], Run
         return own
     else:
         useful = totals_at(own, step)
+        useful = work_alone(useful) if own.sharing else useful
     status = own.status if useful.phase(Phase.TRAIN).n_steps else Status.SUPERSEDED
     return replace(own, useful=useful, redone_after_step=step, status=status)
 
@@ -305,6 +328,9 @@ def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]
     if absent > 0:
         yield f"{absent} of {newest.world_size} ranks left no file of this run: their joules are missing from it"
     yield from _unknown(segments)
+    sharing = sorted({one.manifest.rank for one in segments if one.sharing})
+    if sharing:
+        yield f"ranks on a GPU that a lower one metered as well, which is counted once: {', '.join(map(str, sharing))}"
     for own in segments:
         if own.branch and own.manifest.rank == newest.rank:
             step = own.manifest.resumed_from_step

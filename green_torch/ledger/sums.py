@@ -72,6 +72,23 @@ def without_phase(totals: RunTotals, phase: Phase) -> RunTotals:
     )
 
 
+def work_alone(totals: RunTotals) -> RunTotals:
+    """Steps, units of work, FLOPs and time of the totals, without joules and grams."""
+    phases = tuple(
+        PhaseTotals(
+            one.phase,
+            one.n_steps,
+            one.duration_s,
+            one.samples,
+            one.tokens,
+            model_flops=one.model_flops,
+            hardware_flops=one.hardware_flops,
+        )
+        for one in totals.phases
+    )
+    return RunTotals(phases, (), totals.duration_s)
+
+
 def known_sum(values: Iterable[float | None]) -> float | None:
     """The sum of what is known; ``None`` where nothing is."""
     known = [value for value in values if value is not None]

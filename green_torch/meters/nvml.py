@@ -175,6 +175,7 @@ class NvmlMeter:
             quantum_j=J_PER_MJ if counted else 0.0,
             gain_error=GAIN_ERROR,
             shared=shared or self.shared_now(),
+            uuid=uuid,
         )
 
     @property
