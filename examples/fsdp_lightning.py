@@ -4,6 +4,8 @@ Each rank meters its own GPU and a node's CPU is counted once; rank zero shows t
 
     python examples/fsdp_lightning.py --steps 60
     tensorboard --logdir runs/fsdp_lightning
+
+Lightning's older ``strategy="fsdp"`` (FSDP1) takes the same callback, but refuses to run without a GPU.
 """
 
 from __future__ import annotations
