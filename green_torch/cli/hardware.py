@@ -39,8 +39,8 @@ _FLOP_PER_TFLOP = 1e12
 _HALF_NOTE = "half: bfloat16, or float16 on a card without it. TDP is a limit, not what a run draws: what yours draws is in green-torch report."
 _MADE_NOTE = (
     "made: kgCO2e of making the accelerator alone, in brackets the least and most that is published or modelled; ~ where "
-    "nothing but a model is known: it has no spread, and stands 1.8 to 5 times above makers' and studies' figures for the A100, "
-    "H100 and B200; – is unknown."
+    "nothing but a model is known: it has no spread, and stands 1.6 to 5 times above makers' and studies' figures for the cards that "
+    "have both; – is unknown."
 )
 
 
