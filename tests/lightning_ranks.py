@@ -64,14 +64,14 @@ class PerRank(ScriptedMeter):
         return super().read()
 
 
-def main() -> None:
+def main(options: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("strategy", choices=["ddp", "ddp_spawn", "fsdp"])
     parser.add_argument("--raise", dest="raising", type=int)
     parser.add_argument("--ckpt", type=Path)
     parser.add_argument("--steps", type=int, default=STEPS)
-    args = parser.parse_args()
+    args = parser.parse_args(options)
     strategy = args.strategy
     if strategy == "fsdp":
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")

@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import FrameType
 
 GREEN_TORCH = [sys.executable, "-m", "green_torch.cli"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+_FORKS = multiprocessing.get_context("forkserver")
+_preloaded: list[str] = []
+
+
+def preload(*modules: str) -> None:
+    """Modules that take long to load: :func:`forked_ranks` forks its processes off a server that has loaded them."""
+    _preloaded.extend(modules)
+    _FORKS.set_forkserver_preload(_preloaded)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's variables without those of a job that it may itself be in."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+
+
+def forked_ranks(module: str, options: list[str], folder: Path, **variables: str) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of two ranks that run ``main(options)`` of a module, with the variables of a launcher."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    started = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        output = str(folder / f"rank{rank}")
+        process = _FORKS.Process(target=_as_rank, args=(module, options, {**place, **variables}, output))
+        process.start()
+        started.append((process, output))
+    ended = []
+    for process, output in started:
+        process.join(timeout=120)
+        assert process.exitcode is not None, "it hangs"
+        ended.append((process.exitcode, Path(f"{output}.out").read_text(), Path(f"{output}.err").read_text()))
+    return ended
+
+
+def _as_rank(module: str, options: list[str], variables: dict[str, str], output: str) -> None:
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        with open(f"{output}.{name}", "wb") as file:  # noqa: PTH123
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment(**variables))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    importlib.import_module(module).main(options)
 
 
 def interrupted(command: list[str], cwd: Path, ready: Callable[[], bool], timeout_s: float) -> tuple[int, str, str]:

@@ -13,7 +13,10 @@ from green_torch import ledger
 from green_torch.sinks.jsonl import RunFile, read_jsonl, run_files
 from tests.lightning_bench import events, steps_of
 from tests.lightning_ranks import BATCH, POWER_W, STEPS
+from tests.processes import forked_ranks, preload
 from tests.test_lightning_loggers import PER_STEP, column, csv_rows
+
+preload("tests.lightning_ranks")
 
 SCRIPT = Path(__file__).parent / "lightning_ranks.py"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "fsdp_lightning.py"
@@ -73,15 +76,14 @@ def test_a_rank_that_raises(tmp_path):
 
 
 def test_a_sharded_fit_goes_on_from_its_checkpoint(tmp_path):
-    """FSDP2, which restores after set-up: both ranks go on with the run in another directory, and each step is useful once."""
-    done = fit(tmp_path, "fsdp", "--steps", "10")
-    assert done.returncode == 0, done.stderr
-    done = fit(tmp_path, "fsdp", "--ckpt", str(tmp_path / "ckpt" / "step=8.ckpt"))
-    assert done.returncode == 0, done.stderr
+    """FSDP2, which restores after set-up, after a rank has raised: both go on in another directory, and each step is useful once."""
+    for options, code in (["--raise", "1"], 1), (["--ckpt", str(tmp_path / "ckpt" / "step=4.ckpt")], 0):
+        ended = forked_ranks("tests.lightning_ranks", [str(tmp_path), "fsdp", *options], tmp_path, TORCHELASTIC_RUN_ID="none")
+        assert [rank[0] for rank in ended] == [code, code], ended
     first, second = (of_each_rank(tmp_path / "exp" / f"version_{number}") for number in (0, 1))
-    check(second, first_step=8)
+    check(second, first_step=4)
     assert {run.manifest.run_id for run in (*first, *second)} == {first[0].manifest.run_id}
-    assert {run.manifest.resumed_from_step for run in second} == {7}
+    assert {run.manifest.resumed_from_step for run in second} == {3}
     (run,) = ledger.read(tmp_path / "exp").runs
     per_rank = [
         sum(part.useful.phase("train").n_steps for part in run.segments if part.manifest.rank == rank) for rank in (0, 1)

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 import subprocess
 import sys
-import warnings
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-import torch
 import torch.distributed as dist
-import torch.testing._internal.distributed.fake_pg  # registers the backend "fake"
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import green_torch
@@ -26,10 +19,13 @@ from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from tests import rank_worker
-from tests.processes import TWO_RANKS
+from tests.processes import TWO_RANKS, environment, forked_ranks, preload
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.rank_worker"])
+if TYPE_CHECKING:
+    from pathlib import Path
+
+preload("tests.rank_worker")
+
 STEP_J = (12.0, 20.0)  # rank 0: 10 J on its GPU, 1 J for CPU and memory each; rank 1: 20 J on its GPU alone
 
 
@@ -41,45 +37,10 @@ class Rank(NamedTuple):
     errors: str
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
-
-
-def one_rank(place: dict[str, str], output: str, options: list[str]) -> None:
-    """In a process of its own: what it writes goes to files."""
-    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
-        with open(f"{output}.{name}", "wb") as file:  # noqa: PTH123
-            os.dup2(file.fileno(), stream.fileno())
-    os.environ.clear()
-    os.environ.update(environment(**place))
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    rank_worker.main(options)
-
-
 def two(log_dir: Path, *options: str) -> list[Rank]:
-    """Two ranks started by hand, so that rank 0 serves the store and each may end as it likes.
-
-    They are forked off a server that has loaded torch, which takes longer than most of these runs.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    started = []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        output = str(log_dir / f"rank{rank}")
-        process = FORKS.Process(target=one_rank, args=(place, output, ["--log-dir", str(log_dir), *options]))
-        process.start()
-        started.append((process, output))
-    ranks = []
-    for process, output in started:
-        process.join(timeout=120)
-        assert process.exitcode is not None, "it hangs"
-        out = Path(f"{output}.out").read_text()
-        ranks.append(Rank(process.exitcode, json.loads(out) if out else None, Path(f"{output}.err").read_text()))
-    return ranks
+    """Two ranks started by hand, so that rank 0 serves the store and each may end as it likes."""
+    ended = forked_ranks("tests.rank_worker", ["--log-dir", str(log_dir), *options], log_dir)
+    return [Rank(code, json.loads(out) if out else None, errors) for code, out, errors in ended]
 
 
 def test_totals_under_torchrun_are_the_truth_to_the_joule(tmp_path):
