@@ -232,12 +232,55 @@ def test_the_table_shows_each_runs_own_summary(tab: Tab, sinks: dict[str, Memory
         assert row["kwh"] == units.kwh(summary.totals.energy_j)
         assert row["grams"] == units.grams(summary.totals.emissions_g)
         assert row["memory"].endswith("iB")
-        assert float(row["loss"]) > 1
     assert tab.row("fp32")["mfu"].split("\n")[1].endswith("of 312 TFLOP/s")
     assert "baseline" in tab.row("fp32")["run"]
     assert "counted" in tab.row("fp32")["run"]
     assert "estimated" in tab.row("cpu")["run"]
     assert "failed" in tab.row("crashed")["run"]
+
+
+def losses_of(sink: MemorySink, seed: int) -> list[float]:
+    """The losses that ``write_run`` logged."""
+    noise, found = random.Random(seed), []
+    for step in range(sum(record.phase is Phase.TRAIN for record in sink.records)):
+        noise.gauss(0, 0.03)
+        found.append(2.0 + 5.0 * math.exp(-step / 25) + noise.gauss(0, 0.05))
+    return found
+
+
+def test_the_final_loss_is_a_mean_of_the_last_points(tab: Tab, sinks: dict[str, MemorySink]) -> None:
+    """Over the last twentieth of the points, at least one, with the interval of their scatter; the column's head says so."""
+    tab.open().wait(".comparison .col-loss:not(:empty)")
+    tab.wait_until("!document.querySelector('.comparison').innerText.includes('…')")
+    for (name, sink), seed in zip(sinks.items(), (1, 2, 3, 4, 5), strict=True):
+        losses = losses_of(sink, seed)
+        last = losses[-math.ceil(0.05 * len(losses)) :]
+        wanted = mean_interval(last)
+        mean, *interval = tab.row(name)["loss"].split("\n")
+        assert mean == f"{wanted.mean:.3f}"
+        assert interval == ([] if len(last) == 1 else [f"{wanted.lo:.3f} – {wanted.hi:.3f}"])
+    assert [len(losses_of(sinks[name], 1)) for name in ("fp32", "cpu")] == [60, 20]  # windows of 3 points and of 1
+    hint = tab.frame.evaluate("document.querySelector('th.col-loss button').title")
+    assert hint.startswith("train/loss: the mean over the last 5 % of the points that TensorBoard keeps (at least one)")
+
+
+@FAST_ALONE
+def test_losses_that_differ_by_chance_are_the_same_training(tab: Tab) -> None:
+    """Of runs measured apart, the final losses must be further apart than 2 %, and than their scatter."""
+    tab.open()
+    run = "data.departure({ ...a, comparison: null }, { ...a, comparison: null }, x)"
+    told = [
+        tab.run_js(f"const [a] = (await data.askRuns([])).runs; return {run};", {"base": base, "run": other})
+        for base, other in (
+            ({"mean": 3.0, "lo": 2.9, "hi": 3.1}, {"mean": 3.2, "lo": 3.0, "hi": 3.4}),
+            ({"mean": 3.0, "lo": 2.99, "hi": 3.01}, {"mean": 3.2, "lo": 3.19, "hi": 3.21}),
+            ({"mean": 3.0, "lo": 2.99, "hi": 3.01}, {"mean": 3.04, "lo": 3.03, "hi": 3.05}),
+            ({"mean": 3.0, "lo": None, "hi": None}, {"mean": 3.2, "lo": 3.19, "hi": 3.21}),
+            (None, {"mean": 3.2, "lo": 3.19, "hi": 3.21}),
+        )
+    ]
+    departed = "not the same training: loss 3.200 against 3.000, more than 2 % apart"
+    assert told == ["", departed, "", departed, ""]
 
 
 def test_the_differences_are_those_of_green_torch_compare(tab: Tab, log_dir: Path) -> None:
@@ -566,13 +609,7 @@ def test_loss_against_energy(tab: Tab, sinks: dict[str, MemorySink]) -> None:
     tab.open("#target", view="frontier", smooth="0", runs="fp32,bf16", target="3", loss="train/loss")
     rows = {name: cells[0] for name, cells in tab.table("[aria-label='Cost of a loss'] table").items()}
     for name, seed in (("fp32", 1), ("bf16", 2)):
-        noise = random.Random(seed)
-        step = None
-        for k in range(60):
-            noise.gauss(0, 0.03)
-            if 2.0 + 5.0 * math.exp(-k / 25) + noise.gauss(0, 0.05) <= 3:
-                step = k
-                break
+        step = next(step for step, loss in enumerate(losses_of(sinks[name], seed)) if loss <= 3)
         records = [record for record in sinks[name].records if record.step == step]
         totals = [record.totals.energy_j for record in records]
         assert rows[name] in {units.kwh(total) for total in totals}

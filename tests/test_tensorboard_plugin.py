@@ -97,31 +97,60 @@ def test_a_snapshot_that_is_none_is_told(address: str) -> None:
 
 
 def test_curves_come_by_run_and_tag(address: str) -> None:
-    """Steps, seconds and values of the tags asked for; those that are not there are left out; NaN reads null."""
-    found = ask(address, "scalars", run="bf16", tag=["green/power_W", "train/loss", "nothing"])
+    """Steps, seconds and values of the runs and tags asked for; those that are not there are left out; NaN reads null."""
+    both = ask(address, "scalars", run=["bf16", "foreign", "nobody"], tag=["green/power_W", "train/loss", "loss", "nothing"])
+    assert set(both) == {"bf16", "foreign"}
+    found = both["bf16"]
     assert set(found) == {"green/power_W", "train/loss"}
     assert found["green/power_W"]["step"] == list(range(20))
     assert all(value == pytest.approx(400, rel=0.3) for value in found["green/power_W"]["value"])
-    assert ask(address, "scalars", run="foreign", tag="loss")["loss"]["value"] == [1.0, None, None, 0.5]
+    assert found["green/power_W"]["wall_s"] == sorted(found["green/power_W"]["wall_s"])
+    assert both["foreign"]["loss"]["value"] == [1.0, None, None, 0.5]
     assert ask(address, "scalars", run="nobody", tag="loss") == {}
 
 
-def test_the_last_points_and_the_tags(address: str) -> None:
-    """The last value of a tag by run, and each run's tags; of all runs where none is named."""
-    last = ask(address, "last", run="bf16", tag="train/loss")
-    assert last["bf16"]["train/loss"][0] == 19
-    assert ask(address, "last", tag="loss") == {"foreign": {"loss": [3, 0.5]}}
+def test_no_more_points_come_than_were_asked_for(address: str) -> None:
+    """``points`` thins a series and keeps its last one; ``last`` leaves its last share, at least one point."""
+    (whole,) = ask(address, "scalars", run="bf16", tag="train/loss")["bf16"].values()
+
+    def end(**more: str) -> dict[str, list[float]]:
+        (series,) = ask(address, "scalars", run="bf16", tag="train/loss", **more)["bf16"].values()
+        assert series["step"][-1] == 19
+        assert series["value"] == [whole["value"][step] for step in series["step"]]
+        return dict(series)
+
+    assert len(end(points="7")["step"]) == 7
+    assert end(last="0.25")["step"] == [15, 16, 17, 18, 19]
+    assert end(last="0.01")["step"] == [19]
+    assert len(end(points="10", last="0.21")["step"]) == 3
+
+
+def test_the_tags_of_each_run(address: str) -> None:
+    """Each run's tags; of all runs where none is named."""
     tags = ask(address, "tags", run="bf16")
     assert list(tags) == ["bf16"]
     assert {"train/loss", "green/mfu"} <= set(tags["bf16"])
     assert {"bf16", "foreign"} <= set(ask(address, "tags"))
 
 
-@pytest.mark.parametrize("tags", [[], ["x"] * 65])
-def test_a_request_for_no_tag_or_too_many_is_refused(address: str, tags: list[str]) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"run": ["bf16"]},
+        {"run": ["bf16"], "tag": ["x"] * 65},
+        {"tag": ["loss"]},
+        {"run": ["x"] * 257, "tag": ["loss"]},
+        {"run": ["bf16"], "tag": ["loss"], "points": "0"},
+        {"run": ["bf16"], "tag": ["loss"], "points": "1e9"},
+        {"run": ["bf16"], "tag": ["loss"], "last": "nan"},
+        {"run": ["bf16"], "tag": ["loss"], "last": "half"},
+    ],
+    ids=lambda asked: " ".join(f"{key}:{value if isinstance(value, str) else len(value)}" for key, value in asked.items()),
+)
+def test_a_request_for_nothing_or_for_too_much_is_refused(address: str, asked: dict[str, str | list[str]]) -> None:
     """It answers 400, and TensorBoard goes on."""
     with pytest.raises(urllib.error.HTTPError) as caught:
-        ask(address, "scalars", run="bf16", tag=tags)
+        ask(address, "scalars", **asked)
     assert caught.value.code == 400
     assert ask(address, "runs")["runs"]
 

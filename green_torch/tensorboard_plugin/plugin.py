@@ -6,8 +6,8 @@ Everything comes through TensorBoard's data provider, so it works with either da
 |---|---|
 | ``/runs?have=DIGEST,…`` | each run's newest snapshot, with the blocks that a comparison measured; what the page has comes as its digest alone |
 | ``/tags?run=R&run=…`` | names of the scalar tags, by run |
-| ``/scalars?run=R&tag=T&tag=…`` | series of one run: steps, Unix seconds, values |
-| ``/last?tag=T&run=R&run=…`` | the last point of a tag, by run |
+| ``/scalars?run=R&run=…&tag=T&tag=…`` | series by run and tag: steps, Unix seconds, values |
+| ``…&points=N&last=S`` | of at most so many points, and of those the last share (0.05: the last twentieth, at least one) |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tensorboard.plugins import base_plugin  # type: ignore[import-untyped]
 from werkzeug import wrappers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 PLUGIN_NAME = "green"
 SNAPSHOT_TAG = "green/snapshot"
@@ -36,6 +36,7 @@ STATIC = Path(__file__).resolve().parent / "static"
 _SCALARS = "scalars"  # TensorBoard's own plugin
 _MAX_POINTS = 2000
 _MAX_TAGS = 64  # of one request
+_MAX_RUNS = 256  # the same
 _MAX_SNAPSHOT_BYTES = 1_000_000
 _DIGEST_BYTES = 8
 _MIME = {
@@ -75,7 +76,6 @@ class GreenPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # its base has n
             ("runs", self._runs),
             ("tags", self._tags),
             ("scalars", self._scalars),
-            ("last", self._last),
         ):
             apps[f"/{name}"] = _json(answer)
         return apps
@@ -116,39 +116,59 @@ class GreenPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # its base has n
         return _dumps({run: sorted(tags) for run, tags in found.items()})
 
     def _scalars(self, request: wrappers.Request) -> str:
-        run = request.args.get("run", "")
-        read = self._read(request, [run], request.args.getlist("tag"), _MAX_POINTS)
-        return _dumps(
-            {
-                tag: {
-                    "step": [point.step for point in points],
-                    "wall_s": [_finite(point.wall_time) for point in points],
-                    "value": [_finite(point.value) for point in points],
-                }
-                for tag, points in read.get(run, {}).items()
-            }
-        )
-
-    def _last(self, request: wrappers.Request) -> str:
-        read = self._read(request, request.args.getlist("run") or None, request.args.getlist("tag"), 1)
-        return _dumps(
-            {
-                run: {tag: [points[-1].step, _finite(points[-1].value)] for tag, points in tags.items() if points}
-                for run, tags in read.items()
-            }
-        )
-
-    def _read(self, request: wrappers.Request, runs: list[str] | None, tags: list[str], points: int) -> Any:
-        if not tags or len(tags) > _MAX_TAGS:
-            raise errors.InvalidArgumentError(f"ask for 1 to {_MAX_TAGS} tags, not {len(tags)}")
+        runs, tags = request.args.getlist("run"), request.args.getlist("tag")
+        for what, n, most in (("runs", len(runs), _MAX_RUNS), ("tags", len(tags), _MAX_TAGS)):
+            if not 0 < n <= most:
+                raise errors.InvalidArgumentError(f"ask for 1 to {most} {what}, not {n}")
+        n_points = _number(request, "points", 1, _MAX_POINTS)
+        share = _number(request, "last", 0, 1)
         ctx, experiment = _place(request)
-        return self._provider.read_scalars(
+        read = self._provider.read_scalars(
             ctx,
             experiment_id=experiment,
             plugin_name=_SCALARS,
-            downsample=points,
+            downsample=int(n_points),
             run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
         )
+        found = (
+            (
+                run,
+                ",".join(
+                    f"{_dumps(tag)}:{_series(points[-_window(len(points), share) :])}" for tag, points in tags.items() if points
+                ),
+            )
+            for run, tags in read.items()
+        )
+        return f"{{{','.join(f'{_dumps(run)}:{{{series}}}' for run, series in found)}}}"
+
+
+def _number(request: wrappers.Request, name: str, least: float, most: float) -> float:
+    """A parameter of the request between its limits; ``most`` where it is not given."""
+    try:
+        value = float(request.args.get(name, most))
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise errors.InvalidArgumentError(f"{name} must be a number from {least:g} to {most:g}")
+    return value
+
+
+def _window(n: int, share: float) -> int:
+    """How many of ``n`` points are the last ``share`` of them; at least one."""
+    return max(1, math.ceil(share * n))
+
+
+def _series(points: Sequence[Any]) -> str:
+    """Points as JSON; nine digits, which is what a float32 has. TensorBoard keeps them by step, in order of time."""
+    return (
+        f'{{"step":[{",".join(str(point.step) for point in points)}],'
+        f'"wall_s":[{",".join(_text(point.wall_time, ".3f") for point in points)}],'
+        f'"value":[{",".join(_text(point.value, ".9g") for point in points)}]}}'
+    )
+
+
+def _text(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "null"
 
 
 def _place(request: wrappers.Request) -> tuple[Any, str]:

@@ -1,9 +1,9 @@
 // The page: its state, what is asked of the server, the list of runs, and the view that is open.
 
 import * as compare from "./compare.js";
-import { askLast, askRuns, askScalars, askTags, likelyLoss, lossHomes, statusOf } from "./data.js";
+import { LAST_LOSSES, askRuns, askScalars, askTags, finalLoss, inGroups, likelyLoss, lossHomes, pointsOf, statusOf } from "./data.js";
 import { fill, h, named } from "./dom.js";
-import { integer, known } from "./format.js";
+import { integer } from "./format.js";
 import * as frontier from "./frontier.js";
 import { followDarkMode, onAddress, onReload, readAddress, writeAddress } from "./host.js";
 import * as phases from "./phases.js";
@@ -37,12 +37,14 @@ let lossTags = [];
 let tagsReady = false;
 let losses = new Map();
 let lossesReady = false;
+let lossAsked = 0;
 let asking = null;
 let settled = 0;
 const scalars = new Map();
 const place = {};
 
-export async function start(body) {
+/** `early`: the runs, asked for while this code was on its way. */
+export async function start(body, early) {
   followDarkMode();
   place.runs = h("aside", { class: "runs", "aria-label": "Runs" });
   place.tabs = h("nav", { class: "tabs", role: "tablist", "aria-label": "Views", onkeydown: arrows });
@@ -61,7 +63,7 @@ export async function start(body) {
   });
   onReload(() => load());
   show();
-  await load();
+  await load(early);
   setTimeout(tick, SOON_MS);
 }
 
@@ -73,16 +75,16 @@ async function tick() {
   setTimeout(tick, soon ? SOON_MS : LATER_MS);
 }
 
-async function load() {
+async function load(early = null) {
   if (asking) return asking;
   asking = (async () => {
     try {
       const before = [...runs, ...broken];
-      const answer = await askRuns(before);
+      const answer = await askRuns(before, early);
       const same = answer.nRuns === nRuns && answer.runs.length === before.length && answer.runs.every((run) => before.some((old) => old.id === run.id && old.digest === run.digest));
       settled = same ? settled + 1 : 0;
       nRuns = answer.nRuns;
-      for (const run of answer.runs) if (!same || (!run.problem && statusOf(run) === "running")) scalars.delete(run.id);
+      for (const run of answer.runs) if (!same || (!run.problem && statusOf(run) === "running")) lossHomes(run).forEach((home) => scalars.delete(home));
       const first = phase !== "ready";
       phase = "ready";
       if (!same || first) {
@@ -106,14 +108,18 @@ async function load() {
 async function loadLosses() {
   const homes = [...new Set(chosen().flatMap(lossHomes))];
   if (!homes.length) return;
-  const asked = homes.length > LONG_ADDRESS ? [] : homes;
+  lossAsked += 1;
+  const mine = lossAsked;
   try {
-    const found = await askTags(asked);
+    const found = await askTags(homes.length > LONG_ADDRESS ? [] : homes);
+    if (mine !== lossAsked) return;
     lossTags = [...new Set(homes.flatMap((home) => found[home] ?? []))].filter((tag) => !/^green(_detail)?\//.test(tag)).sort();
     tagsReady = true;
     const tag = lossTag();
-    const last = tag ? await askLast(tag, asked) : {};
-    losses = new Map(chosen().map((run) => [run.id, lossHomes(run).map((home) => last[home]?.[tag]?.[1]).find(known) ?? null]));
+    const groups = tag ? inGroups(homes.filter((home) => found[home]?.includes(tag))) : [];
+    const last = Object.assign({}, ...await Promise.all(groups.map((group) => askScalars(group, [tag], pointsOf(homes.length), LAST_LOSSES))));
+    if (mine !== lossAsked) return;
+    losses = new Map(chosen().map((run) => [run.id, lossHomes(run).map((home) => finalLoss(last[home]?.[tag])).find(Boolean) ?? null]));
     lossesReady = true;
   } catch {
     [tagsReady, lossesReady] = [true, true];
@@ -152,28 +158,39 @@ function context() {
 
 const color = (run) => `var(--run-${run.index % COLORS})`;
 
-/** A run's curves, asked for once until it has news. */
-async function series(run, tags) {
-  if (!scalars.has(run.id)) scalars.set(run.id, new Map());
-  const kept = scalars.get(run.id);
-  const missing = tags.filter((tag) => !kept.has(tag));
-  if (missing.length) {
-    const answer = askScalars(run.id, missing);
-    for (const tag of missing) kept.set(tag, answer.then((found) => found[tag]));
-    answer.catch(() => scalars.delete(run.id));
+/** Curves of runs by run and tag, asked for once until a run has news; `heard` is told of how many runs they are here. */
+async function series(ids, tags, heard = () => {}) {
+  const points = pointsOf(ids.length);
+  const key = (tag) => `${points} ${tag}`;
+  for (const id of ids) if (!scalars.has(id)) scalars.set(id, new Map());
+  const missing = ids.filter((id) => tags.some((tag) => !scalars.get(id).has(key(tag))));
+  for (const group of inGroups(missing)) {
+    const answer = askScalars(group, tags, points);
+    for (const id of group) {
+      for (const tag of tags) {
+        const curve = answer.then((found) => found[id]?.[tag]);
+        curve.catch(() => scalars.delete(id)); // to be asked for again; whoever awaits it tells why
+        scalars.get(id).set(key(tag), curve);
+      }
+    }
   }
-  return Object.fromEntries(await Promise.all(tags.map(async (tag) => [tag, await kept.get(tag)])));
+  const kept = ids.map((id) => [id, tags.map((tag) => [tag, scalars.get(id).get(key(tag))])]);
+  const found = new Map();
+  for (const [id, curves] of kept) {
+    found.set(id, Object.fromEntries(await Promise.all(curves.map(async ([tag, curve]) => [tag, await curve]))));
+    heard(found.size);
+  }
+  return found;
 }
 
 function set(patch) {
   const list = "selected" in patch || "loss" in patch;
   state = { ...state, ...patch };
   writeAddress(settings());
-  if (list) {
-    show();
-    loadLosses();
-  } else if ("base" in patch || "view" in patch || "filter" in patch) show();
-  else showView();
+  if (list || "base" in patch || "filter" in patch) showRuns();
+  if ("view" in patch) showTabs();
+  if (!("filter" in patch)) showView();
+  if (list) loadLosses();
 }
 
 // ── the address ──
@@ -221,11 +238,15 @@ function read(found) {
 // ── what is shown ──
 
 function show() {
-  fill(place.tabs, VIEWS.map(([key, word]) => h("button", { type: "button", role: "tab", id: `tab-${key}`, "data-key": `tab ${key}`, "aria-selected": String(state.view === key), "aria-controls": "view", tabindex: state.view === key ? 0 : -1, onclick: () => set({ view: key, zoom: null }) }, word)));
-  place.view.setAttribute("aria-labelledby", `tab-${state.view}`);
+  showTabs();
   showRuns();
   showStatus();
   showView();
+}
+
+function showTabs() {
+  fill(place.tabs, VIEWS.map(([key, word]) => h("button", { type: "button", role: "tab", id: `tab-${key}`, "data-key": `tab ${key}`, "aria-selected": String(state.view === key), "aria-controls": "view", tabindex: state.view === key ? 0 : -1, onclick: () => set({ view: key, zoom: null }) }, word)));
+  place.view.setAttribute("aria-labelledby", `tab-${state.view}`);
 }
 
 function arrows(event) {

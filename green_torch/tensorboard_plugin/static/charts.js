@@ -1,6 +1,6 @@
 // Charts, drawn as SVG by hand: bars with whiskers, and lines with bands, shades and a zoom.
 
-import { h, s } from "./dom.js";
+import { h, s, turn } from "./dom.js";
 import { known, short } from "./format.js";
 
 /** Round numbers across a range, about so many. */
@@ -14,20 +14,22 @@ export function ticks(lo, hi, about = 5) {
   return found;
 }
 
+const MANY = 24; // bars or lines: a chart of more is drawn in a task of its own
+
 /** Draws again whenever the element's width changes. */
-function responsive(element, draw) {
+function responsive(element, draw, size, height) {
   let width = 0;
-  const again = () => {
+  element.style.minHeight = `${height}px`;
+  new ResizeObserver(async () => {
+    if (size > MANY) await turn();
     const next = Math.floor(element.clientWidth);
     if (next > 0 && next !== width) draw((width = next));
-  };
-  new ResizeObserver(again).observe(element);
-  requestAnimationFrame(again);
-  return () => width > 0 && draw(width);
+  }).observe(element);
 }
 
 const BAR = 14;
 const ROW = 26;
+const TALLEST = 420; // as green.css has it: more is scrolled
 
 /**
  * Horizontal bars. rows: [{name, color, bars: [{value, lo, hi, faint}]}]; where a row has more bars than one they stand below each
@@ -37,14 +39,15 @@ export function bars({ label, rows, format, max = null }) {
   const frame = h("div", { class: "chart bars", "data-scroll": `bars ${label}` });
   const ends = rows.flatMap((row) => row.bars.flatMap((bar) => [bar.value, bar.hi])).filter(known);
   const top = max ?? (Math.max(0, ...ends) || 1);
+  const thick = rows[0]?.bars.length > 1 ? 9 : BAR;
+  const each = Math.max(ROW, rows[0]?.bars.length * (thick + 3) + 8);
+  const height = rows.length * each + 4;
   responsive(frame, (width) => {
     const names = Math.min(190, Math.max(76, width * 0.33));
     const values = 84;
     const span = Math.max(30, width - names - values);
     const x = (value) => names + (Math.min(value, top) / top) * span;
-    const thick = rows[0]?.bars.length > 1 ? 9 : BAR;
-    const each = Math.max(ROW, rows[0]?.bars.length * (thick + 3) + 8);
-    const picture = s("svg", { width, height: rows.length * each + 4, role: "img", "aria-label": describe(label, rows, format) });
+    const picture = s("svg", { width, height, role: "img", "aria-label": describe(label, rows, format) });
     picture.append(s("line", { class: "axis", x1: names, x2: names, y1: 0, y2: rows.length * each }));
     rows.forEach((row, k) => {
       const middle = k * each + each / 2;
@@ -70,7 +73,7 @@ export function bars({ label, rows, format, max = null }) {
       });
     });
     frame.replaceChildren(picture);
-  });
+  }, rows.length, Math.min(height, TALLEST));
   return frame;
 }
 
@@ -248,7 +251,7 @@ export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, vi
     } else return;
     event.preventDefault();
   });
-  responsive(canvas, draw);
+  responsive(canvas, draw, series.length, height);
   return frame;
 }
 

@@ -1,8 +1,8 @@
 // Compare: what was found, the table, the bars, and what the numbers rest on.
 
 import { bars } from "./charts.js";
-import { UNITS, against, cautions, commonUnit, interval, isModelled, isPaired, methodOf, obstacles, samePeaks, statusOf } from "./data.js";
-import { copy, fill, foldable, h, named } from "./dom.js";
+import { LAST_LOSSES, UNITS, against, cautions, commonUnit, interval, isModelled, isPaired, methodOf, obstacles, samePeaks, statusOf } from "./data.js";
+import { copy, fill, foldable, h, inTurns, named, turn } from "./dom.js";
 import * as f from "./format.js";
 import { sum } from "./stats.js";
 
@@ -14,6 +14,7 @@ const METHODS = {
   "": ["no meter", "nothing measures energy here"],
 };
 const CARDS = 4;
+const MANY = 24; // rows: more are drawn before the rest
 
 export const methodBadge = (method, more = "") => {
   const [word, meaning] = METHODS[method] ?? [method, ""];
@@ -37,12 +38,24 @@ export function mount(root) {
   const charts = h("section", { class: "charts", "aria-label": "Bars" });
   const sources = h("section", { class: "panel", "aria-label": "Where the numbers come from" });
   root.append(findings, comparison, charts, sources);
+  let asked = 0;
   return {
-    update(ctx) {
+    async update(ctx) {
+      asked += 1;
+      const mine = asked;
+      const wanted = () => mine === asked && comparison.isConnected;
+      if (!await inTurns(ctx.chosen, (run) => run.unit, wanted)) return; // works out each run's figures
       const unit = commonUnit(ctx.chosen);
-      const rows = ctx.chosen.map((run) => figuresOf(ctx, run, unit));
+      const rows = await inTurns(ctx.chosen, (run) => figuresOf(ctx, run, unit), wanted);
+      if (!rows) return;
+      const columns = columnsOf(ctx, rows, unit);
+      const ordered = sorted(rows, columns, ctx.state.sort);
+      const drawn = await inTurns(ordered, (row) => rowOf(ctx, row, columns), wanted);
+      if (!drawn) return;
       fill(findings, findingCards(ctx, rows, unit));
-      fill(comparison, tableOf(ctx, rows, unit));
+      fill(comparison, tableOf(ctx, rows, ordered, columns, drawn));
+      if (rows.length > MANY) await turn();
+      if (!wanted()) return;
       fill(charts, barsOf(ctx, unit));
       fill(sources, provenance(ctx));
     },
@@ -136,7 +149,7 @@ function columnsOf(ctx, rows, unit) {
     { key: "memory", title: "Memory", hint: "the most in use at once: the accelerator's, else the process's; of several ranks, rank zero's", sort: (row) => row.memory, text: (row) => f.bytes(row.memory), csv: "peak_memory_bytes", raw: (row) => row.memory },
     { key: "kwh", title: "Energy", hint: "the whole run, all phases, IT energy", sort: (row) => row.kwh, text: (row) => f.wattHours(row.run.totalJ), folded: (row) => f.grams(row.grams), csv: "energy_kwh", raw: (row) => row.kwh },
     { key: "grams", title: "Emissions", hint: "IT energy × PUE × grid intensity, and the embodied share where the run has one", sort: (row) => row.grams, text: (row) => f.grams(row.grams), csv: "emissions_g", raw: (row) => row.grams },
-    { key: "loss", title: "Final loss", hint: ctx.lossTag ? `last value of ${ctx.lossTag}` : "choose the tag under Loss vs energy", sort: (row) => row.loss, text: (row) => (ctx.lossTag && !ctx.lossesReady ? "…" : f.plain(row.loss)), csv: "final_loss", raw: (row) => row.loss },
+    { key: "loss", title: "Final loss", hint: ctx.lossTag ? `${f.short(ctx.lossTag, 60)}: the mean over the last ${f.percent(LAST_LOSSES, 1)} of the points that TensorBoard keeps (at least one); below, its 95 % interval by their scatter` : "choose the tag under Loss vs energy", sort: (row) => row.loss?.mean ?? null, text: (row) => (ctx.lossTag && !ctx.lossesReady ? "…" : f.plain(row.loss?.mean)), sub: (row) => (f.known(row.loss?.lo) ? f.span(f.plain, row.loss.lo, row.loss.hi) : null), csv: "final_loss", raw: (row) => row.loss?.mean ?? null, ends: (row) => row.loss && { ...row.loss, note: `mean of ${row.loss.n} points from step ${row.loss.from}` } },
   ];
 }
 
@@ -192,9 +205,14 @@ function sorted(rows, columns, sort) {
   });
 }
 
-function tableOf(ctx, rows, unit) {
-  const columns = columnsOf(ctx, rows, unit);
-  const ordered = sorted(rows, columns, ctx.state.sort);
+function rowOf(ctx, row, columns) {
+  return h("tr", { class: row.isBase ? "is-base" : "", "data-run": row.run.id.slice(0, 200), style: { "--c": ctx.color(row.run) } }, columns.map((column, k) => {
+    const content = column.cell ? column.cell(row) : [h("span", {}, column.text(row)), column.sub ? h("small", {}, column.sub(row)) : null, column.folded ? h("small", { class: "folded" }, column.folded(row)) : null];
+    return h(k ? "td" : "th", { scope: k ? null : "row", class: `col-${column.key}` }, content);
+  }));
+}
+
+function tableOf(ctx, rows, ordered, columns, drawn) {
   const head = columns.map((column) => {
     const active = ctx.state.sort.key === column.key;
     const turn = () => ctx.set({ sort: { key: column.key, down: active && !ctx.state.sort.down } });
@@ -203,10 +221,6 @@ function tableOf(ctx, rows, unit) {
         ? h("button", { type: "button", "data-key": `sort ${column.key}`, title: column.hint, onclick: turn }, column.title, h("span", { class: "arrow", "aria-hidden": "true" }, active ? (ctx.state.sort.down ? "↓" : "↑") : ""))
         : h("span", { title: column.hint, class: "unsorted" }, column.title));
   });
-  const body = ordered.map((row) => h("tr", { class: row.isBase ? "is-base" : "", "data-run": row.run.id.slice(0, 200), style: { "--c": ctx.color(row.run) } }, columns.map((column, k) => {
-    const content = column.cell ? column.cell(row) : [h("span", {}, column.text(row)), column.sub ? h("small", {}, column.sub(row)) : null, column.folded ? h("small", { class: "folded" }, column.folded(row)) : null];
-    return h(k ? "td" : "th", { scope: k ? null : "row", class: `col-${column.key}` }, content);
-  })));
   const why = rows.filter((row) => !row.isBase).flatMap((row) => {
     const { firm, soft, carbon } = obstacles(ctx.base, row.run);
     const told = [firm, ...soft, carbon && `emissions only: ${carbon}`].filter(Boolean).join("; ");
@@ -220,7 +234,7 @@ function tableOf(ctx, rows, unit) {
       h("button", { type: "button", class: "quiet", "data-key": "copy csv", onclick: () => copy(csv(columns, ordered), "the table as CSV") }, "Copy CSV"),
       h("button", { type: "button", class: "quiet", "data-key": "copy markdown", onclick: () => copy(markdown(columns, ordered), "the table as Markdown") }, "Copy Markdown")),
     h("div", { class: "scroll", "data-scroll": "table", tabindex: 0, role: "region", "aria-label": "Comparison table" },
-      foldable(h("table", { class: "comparison" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)))),
+      foldable(h("table", { class: "comparison" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, drawn)))),
     why.length ? h("div", { class: "why" }, h("b", {}, "Not comparable with the baseline"), h("ul", {}, why.slice(0, 20)),
       forced ? h("label", { class: "check" }, h("input", { type: "checkbox", "data-key": "force", checked: ctx.state.force, onchange: (event) => ctx.set({ force: event.target.checked }) }), " Compare all the same") : null) : null,
     rows.length > 1 ? h("p", { class: "note" }, howMeasured(ctx, rows)) : null,

@@ -1,7 +1,7 @@
 // Asking the server, and a snapshot as the views want it. What a snapshot lacks, or has in another shape, reads null.
 
 import { known, plain, short, tick } from "./format.js";
-import { difference, gainRange, meanError, pairedDifference, spread, stretches, sum } from "./stats.js";
+import { difference, gainRange, meanError, meanInterval, pairedDifference, spread, stretches, sum } from "./stats.js";
 
 const SCHEMA = 1;
 const MOST_KEPT = 2000; // digests that fit into an address
@@ -9,31 +9,55 @@ const STALE_S = 900; // a running run writes a snapshot every 10 minutes or more
 const WARM_UP_STEPS = 3; // left out of differences: caches, clocks and allocators settle
 const SAME_BATCH = 0.01; // relative: a last batch that is not full is no other batch size
 const SAME_LOSS = 0.02; // relative; as green_torch.compare has it
+export const LAST_LOSSES = 0.05; // the share of a loss's points, at its end, whose mean is the final loss
+const FEW = 12; // runs
+const GROUP = 25;
+const LONGEST_NAMES = 16_000; // characters
 export const UNITS = { token: "tokens", sample: "samples", step: "steps" };
 
-async function ask(path, parameters = []) {
+async function ask(path, parameters = [], early = null) {
   const url = new URL(path, import.meta.url);
   for (const [key, value] of parameters) url.searchParams.append(key, value);
-  const answer = await fetch(url);
+  const answer = await (early ?? fetch(url));
   if (!answer.ok) throw new Error(`TensorBoard answered ${answer.status} ${answer.statusText} to ${path}`);
   return answer.json();
 }
 
 export const askTags = (runs) => ask("tags", runs.map((run) => ["run", run]));
-export const askScalars = (run, tags) => ask("scalars", [["run", run], ...tags.map((tag) => ["tag", tag])]);
-export const askLast = (tag, runs) => ask("last", [["tag", tag], ...runs.map((run) => ["run", run])]);
 export const askRegions = () => ask("regions.json");
 
-/** The runs so far; those in `before` whose snapshot is the same are kept as they are. */
-export async function askRuns(before) {
+/** Series by run and tag, of at most so many points, and of those the last share. */
+export const askScalars = (runs, tags, points, last = 1) => ask("scalars", [...runs.map((run) => ["run", run]), ...tags.map((tag) => ["tag", tag]), ["points", points], ["last", last]]);
+
+/** So many points of a curve are asked for: each of a few runs as TensorBoard keeps them, of many runs together about as many as a screen shows. */
+export const pointsOf = (nRuns) => (nRuns <= FEW ? 2000 : 250);
+
+/** Runs whose curves are asked for at once: few enough to be answered within a moment, with names that fit into an address. */
+export function inGroups(runs) {
+  const groups = [];
+  let length = Infinity;
+  for (const run of runs) {
+    const own = encodeURIComponent(run).length;
+    if (length + own > LONGEST_NAMES || groups.at(-1).length === GROUP) {
+      groups.push([]);
+      length = 0;
+    }
+    groups.at(-1).push(run);
+    length += own;
+  }
+  return groups;
+}
+
+/** The runs so far; those in `before` whose snapshot is the same are kept as they are. `early`: the answer to this, where it was asked for already. */
+export async function askRuns(before, early = null) {
   const have = new Map(before.map((run) => [run.digest, run]));
-  const answer = await ask("runs", have.size ? [["have", [...have.keys()].slice(0, MOST_KEPT).join(",")]] : []);
+  const answer = await ask("runs", have.size ? [["have", [...have.keys()].slice(0, MOST_KEPT).join(",")]] : [], early);
   const rows = Array.isArray(answer.runs) ? answer.runs : [];
   const kept = new Map(before.map((run) => [`${run.id}\n${run.digest}`, run]));
   const runs = [];
   for (const row of rows) {
     let run = kept.get(`${row.run}\n${row.digest}`);
-    if (!run && !row.snapshot && !row.problem && have.has(row.digest)) run = { ...have.get(row.digest), id: row.run };
+    if (!run && !row.snapshot && !row.problem && have.has(row.digest)) run = copied(have.get(row.digest), { id: row.run });
     runs.push(run ?? readRun(row));
   }
   return { nRuns: answer.n_runs ?? runs.length, runs: relabelled(runs) };
@@ -54,7 +78,26 @@ const number = (value) => (known(value) ? value : null);
 const text = (value) => (typeof value === "string" ? value : "");
 const list = (value) => (Array.isArray(value) ? value : []);
 const object = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
-const table = (columns, rows) => list(rows).map((row) => Object.fromEntries(list(columns).map((name, k) => [name, list(row)[k]])));
+
+/** Rows under named columns as objects, all made alike. */
+function table(columns, rows) {
+  const names = list(columns).map(String);
+  return list(rows).map((row) => {
+    const made = {};
+    for (let k = 0; k < names.length; k += 1) made[names[k]] = row?.[k];
+    return made;
+  });
+}
+
+/** Gives an object properties that are worked out together when the first of them is asked for: what nobody looks at costs nothing. */
+function later(object, keys, workOut) {
+  let found = null;
+  const get = (key) => ({ get: () => (found ??= workOut())[key], enumerable: true, configurable: true });
+  return Object.defineProperties(object, Object.fromEntries(keys.map((key) => [key, get(key)])));
+}
+
+/** The same with some of it changed; what was not worked out yet still is not. */
+const copied = (run, changes) => Object.assign(Object.defineProperties({}, Object.getOwnPropertyDescriptors(run)), changes);
 
 /** The blocks that `green_torch.compare` measured of a run, in turn with those of other runs; null where it is none of its runs. */
 export function readComparison(told) {
@@ -79,7 +122,6 @@ function readSnapshot(snapshot, bare) {
   const manifest = object(snapshot.manifest);
   const summary = object(snapshot.summary);
   const totals = object(snapshot.totals);
-  const blocks = table(snapshot.columns, snapshot.blocks);
   const energies = new Map(list(totals.domains).map((one) => [one?.name, object(one)]));
   const run = {
     ...bare,
@@ -122,20 +164,44 @@ function readSnapshot(snapshot, bare) {
     spans: table(snapshot.span_columns, snapshot.spans),
     nSpans: number(snapshot.n_spans) ?? 0,
     totals,
-    blocks,
   };
   const job = snapshot.job ?? summary.job;
   run.job = job && typeof job === "object" ? job : null;
-  return Object.assign(run, figures(run, summary, run.job));
+  return later(run, FIGURES, () => figures(run, table(snapshot.columns, snapshot.blocks), summary));
+}
+
+/** A mean, and the rates of stretches of the run that its scatter is judged by, or null. */
+class Rate {
+  #workOut;
+  #series;
+  #spread;
+
+  constructor(value, workOut) {
+    this.value = value;
+    this.#workOut = workOut;
+  }
+
+  get series() {
+    if (this.#series === undefined) this.#series = this.#workOut();
+    return this.#series;
+  }
+
+  /** [low, high] as factors of the mean, or null. */
+  get spread() {
+    if (this.#spread === undefined) this.#spread = this.series && spread(this.series);
+    return this.#spread;
+  }
 }
 
 /** What a run's rates are made of: the quantity, and the blocks that know it. */
 const QUANTITIES = { energy: "energy_j", time: "duration_s", emissions: "emissions_g" };
 const WORK = { token: "tokens", sample: "samples", step: "n_steps" };
 
+const FIGURES = ["unit", "energy", "time", "emissions", "steps", "perStep", "power", "mfu", "hfu", "modelFlopPerS", "peakFlopPerS", "totalJ", "totalG", "bounds"];
+
 /** The means over typical train steps, each over the blocks that know both sides of it. */
-function figures(run, summary, job) {
-  const { blocks } = run;
+function figures(run, blocks, summary) {
+  const { job } = run;
   const metered = blocks.filter((block) => known(block.energy_j) && !block.unmetered_steps);
   const counted = blocks.filter((block) => !block.uncounted_steps);
   const ratio = (chosen, top, bottom) => {
@@ -154,7 +220,7 @@ function figures(run, summary, job) {
       const own = ofBlocks(run.comparison, QUANTITIES[quantity], work);
       if (own) return [unit, own];
       const value = ratio(chosen, QUANTITIES[quantity], work);
-      return [unit, value === null ? null : { value: (value * more) / scale[unit], series: series(chosen, QUANTITIES[quantity], work) }];
+      return [unit, value === null ? null : new Rate((value * more) / scale[unit], () => series(chosen, QUANTITIES[quantity], work))];
     }));
   };
   const [energy, time, emissions] = ["energy", "time", "emissions"].map(rates);
@@ -186,7 +252,7 @@ const times = (a, b) => (a === null ? null : a * b);
 /** The rate of a comparison's blocks: their geometric mean, as the command has it; null where one is not known. */
 function ofBlocks(comparison, top, bottom) {
   const rates = comparison?.blocks.map((block) => block[top] / block[bottom]) ?? [];
-  return rates.length && rates.every((rate) => rate > 0 && Number.isFinite(rate)) ? { value: Math.exp(meanError(rates.map(Math.log)).mean), series: rates } : null;
+  return rates.length && rates.every((rate) => rate > 0 && Number.isFinite(rate)) ? new Rate(Math.exp(meanError(rates.map(Math.log)).mean), () => rates) : null;
 }
 
 /** The rates of stretches of the run past its first steps, in order of time; null where one is not above zero. */
@@ -215,8 +281,7 @@ function boundsOf(run, summary) {
 function relabelled(runs) {
   const uses = new Map();
   for (const run of runs) uses.set(run.label, (uses.get(run.label) ?? 0) + 1);
-  return runs.map((run, index) => ({
-    ...run,
+  return runs.map((run, index) => Object.assign(run, {
     index,
     told: uses.get(run.label) > 1 && run.label !== run.id ? `${short(run.label, 40)} · ${run.id || "."}` : run.label,
   }));
@@ -245,7 +310,7 @@ export function commonUnit(runs) {
 export function interval(run, quantity, unit) {
   const found = run[quantity][unit];
   if (!found) return null;
-  const scatter = found.series && spread(found.series);
+  const scatter = found.spread;
   const bounds = quantity === "time" ? null : run.bounds;
   if (!scatter && !bounds) return null;
   const [lo, hi] = scatter ?? [1, 1];
@@ -297,8 +362,17 @@ export function cautions(base, run, loss, force) {
   return found;
 }
 
+const differences = new WeakMap(); // by run, then by baseline, then by what was asked: they are asked for again at every redraw
+
 /** The difference of "energy" or "time" per unit of work against the baseline, one of `nCompared`: {refused} or a difference. */
 export function against(base, run, quantity, { nCompared = 1, force = false } = {}) {
+  const of = (map, key, made) => map.get(key) ?? (map.set(key, made), made);
+  const kept = of(of(differences, run, new WeakMap()), base, new Map());
+  const asked = `${quantity} ${nCompared} ${force}`;
+  return kept.get(asked) ?? of(kept, asked, differenceOf(base, run, quantity, nCompared, force));
+}
+
+function differenceOf(base, run, quantity, nCompared, force) {
   const { firm, soft } = obstacles(base, run);
   if (firm || (soft.length && !force)) return { refused: firm || soft.join("; ") };
   const together = pairs(base, run);
@@ -350,14 +424,20 @@ function gainOf(base, together) {
 
 /**
  * Why a run is not the same training as the baseline, as far as the losses tell; empty where it is. Of one comparison by its blocks (both
- * saw the same batches; over the later half, as Comparison.departure), else by the last loss of each.
+ * saw the same batches; over the later half, as Comparison.departure), else by the final losses of both ({mean, lo, hi}): these must be
+ * further apart than their scatter, too.
  */
 export function departure(base, run, loss = null) {
   const together = pairs(base, run);
   const percent = (tolerance) => `more than ${Number((100 * tolerance).toPrecision(2))} % apart`;
   const apart = (a, b, tolerance) => known(a) && known(b) && Math.abs(b - a) > tolerance * Math.abs(a);
   const told = (a, b, tolerance) => `not the same training: loss ${plain(b)} against ${plain(a)}, ${percent(tolerance)}`;
-  if (!together.length) return loss && apart(loss.base, loss.run, SAME_LOSS) ? told(loss.base, loss.run, SAME_LOSS) : "";
+  if (!together.length) {
+    const [own, theirs] = [loss?.base, loss?.run];
+    if (!own || !theirs || !apart(own.mean, theirs.mean, SAME_LOSS)) return "";
+    const overlap = known(own.lo) && known(theirs.lo) && own.lo <= theirs.hi && theirs.lo <= own.hi;
+    return overlap ? "" : told(own.mean, theirs.mean, SAME_LOSS);
+  }
   const last = together.at(-1);
   if (last[0].tokens !== last[1].tokens || last[0].samples !== last[1].samples) return "not the same training: the batch size differs";
   if (together.some((pair) => pair.some((block) => block.diverged))) return "not the same training: the loss is not finite";
@@ -404,4 +484,10 @@ export function likelyLoss(tags) {
   if (found) return found;
   const alike = tags.filter((tag) => /loss/i.test(tag) && !/^green/.test(tag));
   return alike.sort((a, b) => /val|test|eval/i.test(a) - /val|test|eval/i.test(b) || a.length - b.length)[0] ?? "";
+}
+
+/** A run's final loss: the mean of its last points with its interval, of how many it is, and the step of the first; null where there is none. */
+export function finalLoss(series) {
+  const values = series?.value.filter(known) ?? [];
+  return values.length ? { ...meanInterval(values), from: series.step[0] } : null;
 }

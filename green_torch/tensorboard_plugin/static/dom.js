@@ -28,16 +28,48 @@ export const h = (tag, properties, ...children) => build(document.createElement(
 /** The same for SVG. */
 export const s = (tag, properties, ...children) => build(document.createElementNS(SVG, tag), properties, children);
 
+/** Lets the browser draw and answer in between: what follows goes on in another task. */
+export function turn() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+}
+
+const A_TURN = 12;
+
+/** What `work` makes of each, a dozen in a task; null where `wanted` says meanwhile that nobody waits for it any more. */
+export async function inTurns(items, work, wanted = () => true) {
+  const made = [];
+  for (const item of items) {
+    if (made.length && made.length % A_TURN === 0) {
+      await turn();
+      if (!wanted()) return null;
+    }
+    made.push(work(item));
+  }
+  return made;
+}
+
+const scrolled = new Map(); // [left, top] by data-scroll: asking an element itself would lay out the page
+
+document.addEventListener("scroll", ({ target }) => {
+  if (target.dataset?.scroll) scrolled.set(target.dataset.scroll, [target.scrollLeft, target.scrollTop]);
+}, { capture: true, passive: true });
+
 /** Puts new children in, keeping the keyboard where it was: elements are told apart by their data-key. */
 export function fill(parent, ...children) {
   const active = document.activeElement;
   const key = active && parent.contains(active) ? active.closest("[data-key]")?.dataset.key : undefined;
-  const scrolls = [...parent.querySelectorAll("[data-scroll]")].map((one) => [one.dataset.scroll, one.scrollLeft, one.scrollTop]);
   parent.replaceChildren();
   append(parent, children);
-  for (const [name, left, top] of scrolls) {
-    const again = [...parent.querySelectorAll("[data-scroll]")].find((one) => one.dataset.scroll === name);
-    if (again) Object.assign(again, { scrollLeft: left, scrollTop: top });
+  for (const one of parent.querySelectorAll("[data-scroll]")) {
+    const [left, top] = scrolled.get(one.dataset.scroll) ?? [0, 0];
+    if (left || top) Object.assign(one, { scrollLeft: left, scrollTop: top });
   }
   if (key !== undefined) [...parent.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key)?.focus({ preventScroll: true });
 }

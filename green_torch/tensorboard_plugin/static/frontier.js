@@ -2,7 +2,7 @@
 
 import { lines } from "./charts.js";
 import { lossHomes } from "./data.js";
-import { fill, h, named } from "./dom.js";
+import { fill, h, inTurns, named } from "./dom.js";
 import * as f from "./format.js";
 import { legend } from "./timeline.js";
 
@@ -40,10 +40,13 @@ export function mount(root) {
         fill(body, !ctx.tagsReady ? h("p", { class: "loading" }, "Reading the runs' tags…") : h("div", { class: "empty" }, h("h2", {}, "Which tag is the loss?"), h("p", {}, ctx.lossTags.length ? "None of the scalars of these runs is named like one: choose it above." : "These runs have logged no loss. Log it beside: tracker.writer.add_scalar(\"loss\", loss, step), or let your trainer's logger do it.")));
         return;
       }
-      if (!body.childElementCount) fill(body, h("p", { class: "loading" }, "Reading the runs' curves…"));
+      const progress = h("p", { class: "loading" }, "Reading the runs' curves…");
+      if (!body.childElementCount) fill(body, progress);
       try {
-        const curves = await Promise.all(ctx.chosen.map((run) => curveOf(ctx, run)));
-        if (mine === asked) fill(body, charts(ctx, curves));
+        const homes = [...new Set(ctx.chosen.flatMap(lossHomes))];
+        const found = await ctx.scalars(homes, [AXES[ctx.state.cumulative].tag, ctx.lossTag], (n) => (progress.textContent = `Reading the runs' curves: ${n} of ${homes.length}…`));
+        const curves = await inTurns(ctx.chosen, (run) => curveOf(ctx, run, found), () => mine === asked && body.isConnected);
+        if (curves && mine === asked) fill(body, charts(ctx, curves));
       } catch (error) {
         if (mine === asked) fill(body, h("p", { class: "problem" }, `The curves could not be read: ${error.message}. Press TensorBoard's reload button to try again.`));
       }
@@ -52,12 +55,10 @@ export function mount(root) {
 }
 
 /** [[watt-hours or grams so far, loss], …] of a run. Both series are thinned by TensorBoard, so the cumulative one is read between its steps. */
-async function curveOf(ctx, run) {
+function curveOf(ctx, run, found) {
   const { tag, scale } = AXES[ctx.state.cumulative];
-  const homes = lossHomes(run);
-  const [own, ...above] = await Promise.all([ctx.scalars(run, [tag, ctx.lossTag]), ...homes.slice(1).map((home) => ctx.scalars({ ...run, id: home }, [ctx.lossTag]))]);
-  const loss = own[ctx.lossTag] ?? above.map((one) => one[ctx.lossTag]).find(Boolean);
-  const used = own[tag];
+  const loss = lossHomes(run).map((home) => found.get(home)[ctx.lossTag]).find(Boolean);
+  const used = found.get(run.id)[tag];
   if (!loss || !used?.step.length) return { run, raw: [], points: [] };
   const steps = [];
   const sums = [];

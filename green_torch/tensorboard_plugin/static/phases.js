@@ -22,7 +22,7 @@ export function mount(root) {
       const done = new Map();
       await Promise.all(resumed.map(async (run) => {
         try {
-          done.set(run.id, doneAgain(run, (await ctx.scalars(run, [TOTAL]))[TOTAL]));
+          done.set(run.id, doneAgain(run, (await ctx.scalars([run.id], [TOTAL])).get(run.id)[TOTAL]));
         } catch {
           // the table says that it is not known
         }

@@ -1,7 +1,7 @@
 // Savings: a planned run with each of the chosen runs' rates, on one grid, at one PUE and price.
 
 import { UNITS, against, askRegions, commonUnit, departure, interval, isModelled, isPaired } from "./data.js";
-import { fill, foldable, h, named } from "./dom.js";
+import { fill, foldable, h, inTurns, named } from "./dom.js";
 import * as f from "./format.js";
 
 const HOME = ["world", "FR", "SE", "DE", "US-CA", "US-TX", "IN", "aws:us-east-1", "gcp:europe-west1"]; // to look at elsewhere
@@ -48,7 +48,8 @@ export function mount(root, first) {
     if (document.activeElement !== input && input.value !== String(value)) input.value = value;
   }
 
-  function update(ctx) {
+  let asked = 0;
+  async function update(ctx) {
     latest = ctx;
     const unit = commonUnit(ctx.chosen);
     const { base } = ctx;
@@ -72,8 +73,13 @@ export function mount(root, first) {
       : typed && regions ? `“${f.short(typed, 30)}” is in no table: type a country (FR), a subdivision (US-CA) or a cloud region (aws:us-west-2)`
         : base.grid ? `${f.digits(base.grid.g_per_kwh ?? 0)} gCO2e/kWh, ${f.short(base.grid.region, 60)}, as the baseline was measured` : "as each run was measured";
     pueWord.textContent = ctx.state.pue === null && place?.pue ? f.short(place.pue_source, 140) : ctx.state.pue === null ? f.short(base.pueSource, 140) : "as you set it";
-    const rows = ctx.chosen.map((run) => project(ctx, run, unit, planned, place, setPue, money));
-    fill(results, saved(ctx, rows, money, unit), resultTable(ctx, rows, unit, planned, money), elsewhere(ctx, rows, table));
+    asked += 1;
+    const mine = asked;
+    const wanted = () => mine === asked && results.isConnected;
+    const rows = await inTurns(ctx.chosen, (run) => project(ctx, run, unit, planned, place, setPue, money), wanted);
+    const embodied = rows?.some((row) => row.embodied !== null);
+    const drawn = rows && await inTurns(rows, (row) => rowOf(ctx, row, embodied, money), wanted);
+    if (drawn) fill(results, saved(ctx, rows, money, unit), resultTable(rows, drawn, embodied, unit, planned, money), elsewhere(ctx, rows, table));
   }
   return { update };
 }
@@ -124,18 +130,21 @@ function cellOf(found, format) {
   return h("td", {}, h("span", {}, format(found[0])), h("small", {}, found[1] === null ? "no interval" : f.span(format, found[1], found[2])));
 }
 
-function resultTable(ctx, rows, unit, planned, price) {
-  const embodied = rows.some((row) => row.embodied !== null);
+function rowOf(ctx, row, embodied, price) {
+  return h("tr", { class: row.run === ctx.base ? "is-base" : "" },
+    h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(row.run) } }), named(row.run.told, { class: "strong" }), row.run === ctx.base ? h("span", { class: "badge base" }, "baseline") : null),
+    cellOf(row.hours, f.hours), cellOf(row.it, kwhText), cellOf(row.kwh, kwhText), cellOf(row.grams, f.grams),
+    embodied ? h("td", {}, f.grams(row.embodied)) : null,
+    f.known(price) ? cellOf(row.money, f.money) : null);
+}
+
+function resultTable(rows, drawn, embodied, unit, planned, price) {
   return h("section", { class: "panel holds-table", "aria-label": "The planned run with each" },
     h("h2", {}, `${f.count(planned)} ${UNITS[unit]} with each`),
     h("div", { class: "scroll", tabindex: 0, "data-scroll": "planned", role: "region", "aria-label": "Projection table" },
       foldable(h("table", { class: "projection" },
         h("thead", {}, h("tr", {}, ["Run", "Time", "IT energy", "Facility energy", "Emissions", embodied ? "Embodied" : null, f.known(price) ? "Money" : null].filter(Boolean).map((title) => h("th", { scope: "col" }, title)))),
-        h("tbody", {}, rows.map((row) => h("tr", { class: row.run === ctx.base ? "is-base" : "" },
-          h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(row.run) } }), named(row.run.told, { class: "strong" }), row.run === ctx.base ? h("span", { class: "badge base" }, "baseline") : null),
-          cellOf(row.hours, f.hours), cellOf(row.it, kwhText), cellOf(row.kwh, kwhText), cellOf(row.grams, f.grams),
-          embodied ? h("td", {}, f.grams(row.embodied)) : null,
-          f.known(price) ? cellOf(row.money, f.money) : null)))))),
+        h("tbody", {}, drawn)))),
     h("p", { class: "note" }, `On the same device and at the same rates. Low to high: scatter between blocks, and the meter's bounds. Emissions are operational: facility energy × grid intensity.${rows.some((row) => isModelled(row.run)) ? " Where power was modelled, energy follows from time." : ""}`));
 }
 

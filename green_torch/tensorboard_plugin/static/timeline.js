@@ -33,7 +33,7 @@ export function mount(root) {
       const mine = asked;
       if (!body.childElementCount) fill(body, h("p", { class: "loading" }, "Reading the run's curves…"));
       try {
-        const series = await ctx.scalars(run, tagsOf(run));
+        const series = (await ctx.scalars([run.id], tagsOf(run))).get(run.id);
         if (mine === asked) fill(body, charts(ctx, run, series));
       } catch (error) {
         if (mine === asked) fill(body, h("p", { class: "problem" }, `The curves could not be read: ${error.message}. Press TensorBoard's reload button to try again.`));
