@@ -14,17 +14,21 @@ import time
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import green_torch
 from green_torch.records import Method
+from green_torch.sinks.snapshot import MAX_BLOCKS
 from green_torch.sinks.tensorboard import TensorBoardSink
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from green_torch.records import Manifest, StepRecord
 
 TOKENS = 8192
 FLOPS = 7.0e12
@@ -84,24 +88,40 @@ def write_run(
 
 
 def write_many(log_dir: Path, runs: int, points: int) -> None:
-    """Runs of that many records each, for scale: one event file under as many names."""
+    """Runs of that many records, for scale: the early ones are shared, the last 200 (as many as a snapshot has blocks) are each run's own."""
+    n_own = min(points, MAX_BLOCKS)
+    early = None
+    for number in range(runs):
+        folder = log_dir / f"run-{number:03}"
+        if points > n_own and early is None:
+            write_records(folder, MANIFEST, (_like(step, 0) for step in range(1, points - n_own + 1)))
+            (found,) = folder.glob("events.*")
+            early = found.rename(folder / "events.out.tfevents.0000000001.early")  # in order of names: before its own
+        elif early is not None:
+            folder.mkdir()
+            os.link(early, folder / early.name)
+        own = [_like(step, number) for step in range(points - n_own + 1, points + 1)]
+        write_records(folder, replace(MANIFEST, label=folder.name, run_name=folder.name), own, ended=True)
+
+
+def _like(step: int, number: int) -> StepRecord:
+    """A record that is no other run's, and scatters."""
+    return make_record(step, energy_j=30.0 + number / 20 + (step * 7919 % 13) / 10, emissions_g=1e-3 + number * 1e-6)
+
+
+def write_records(folder: Path, manifest: Manifest, records: Iterable[StepRecord], *, ended: bool = False) -> None:
+    """Records through the sink, with a loss beside, and a summary where the run has ended."""
     from torch.utils.tensorboard import SummaryWriter
 
-    first = log_dir / "run-000"
-    writer = SummaryWriter(str(first))
-    sink = TensorBoardSink(writer, detail=False)
-    sink.write(MANIFEST)
-    for step in range(1, points + 1):
-        record = make_record(step, energy_j=30.0 + (step * 7919 % 13) / 10)
+    writer = SummaryWriter(str(folder), max_queue=10_000)
+    sink = TensorBoardSink(writer, detail=not ended)
+    sink.write(manifest)
+    for record in records:
         sink.write(record)
-        writer.add_scalar("loss", 2.0 + 5.0 / (1 + step / 100), step)
-    sink.write(make_summary(record))
+        writer.add_scalar("loss", 2.0 + 5.0 / (1 + record.step / 100), record.step)
+    if ended:
+        sink.write(make_summary(record, manifest=manifest))
     writer.close()
-    (events,) = first.glob("events.*")
-    for number in range(1, runs):
-        folder = log_dir / f"run-{number:03}"
-        folder.mkdir()
-        os.link(events, folder / events.name)
 
 
 @contextmanager

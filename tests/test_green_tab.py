@@ -6,7 +6,6 @@ import math
 import os
 import random
 import re
-import shutil
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,50 +19,31 @@ from green_torch.experiment.recorded import compare_runs
 from green_torch.experiment.results import Block, Comparison, VariantResult
 from green_torch.experiment.variants import parse_variant
 from green_torch.intensity import resolve
-from green_torch.records import JobTotals, Manifest, Method, Phase
+from green_torch.records import JobTotals, Method, Phase
 from green_torch.sinks.codec import plain
 from green_torch.sinks.tensorboard import TensorBoardSink
 from green_torch.statistics import gain_range, mean_interval, t_quantile
-from tests.green_runs import TOKENS, ask, tensorboard, wait_for_runs, write_many, write_run
+from tests.green_page import CHROMIUM, DRAWN, NAMES, Tab, chromium
+from tests.green_runs import TOKENS, ask, tensorboard, wait_for_runs, write_many, write_records, write_run
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Frame, Page
+    from playwright.sync_api import Browser
 
+    from green_torch.records import StepRecord
     from green_torch.testing import MemorySink
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 if CHROMIUM is None and not os.environ.get("CI"):
     pytest.skip("there is no Chromium here: apt-get install chromium", allow_module_level=True)
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-# Changes the address and lets the page take notice.
-FOLLOW = """hash => new Promise(done => {
-    if (location.hash === hash) return done();
-    addEventListener("hashchange", () => setTimeout(done, 0), { once: true });
-    location.hash = hash;
-})"""
 HOSTILE = {
     "markup": '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>',
     "quotes": "\"'`${1}\\ | * _ =cmd()",
     "long": "x" * 10_000,
     "right to left": "\u202eמודל עברית\u202c",
-}
-
-
-# What each view has once it is drawn.
-DRAWN = {
-    "compare": ".comparison tbody tr",
-    "savings": ".elsewhere tbody tr",
-    "timeline": ".lines svg .line",
-    "frontier": ".lines svg .line",
-    "phases": ".phases tbody tr",
 }
 # Layout and behaviour of the page do not depend on the loader.
 FAST_ALONE = pytest.mark.parametrize("address", ["true"], ids=["fast"], indirect=True)
@@ -72,94 +52,8 @@ FAST_ALONE = pytest.mark.parametrize("address", ["true"], ids=["fast"], indirect
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Tab:
-    """The Green tab of an open page: what the page asked for, what it complained of, and its frame."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
-        self.asked: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda request: self.asked.append(request.url))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and self.complaints.append(f"{said.text} {said.location['url']}"))
-
-    def open(self, wanted: str = "", **settings: str) -> Tab:
-        """Goes to the tab with these settings in the address, and waits for ``wanted`` (a selector)."""
-        fragment = "#green" + "".join(f"&green.{key}={quote(value, safe='')}" for key, value in settings.items())
-        if self.page.url.startswith(self.address):
-            self.page.evaluate(FOLLOW, fragment)
-        else:
-            self.page.goto(f"{self.address}/{fragment}")
-        return self.wait(wanted or ".comparison tbody tr")
-
-    def follow(self, link: str) -> Tab:
-        """Opens a link in the same window, loading everything again."""
-        self.page.goto("about:blank")
-        self.page.goto(link)
-        return self
-
-    def wait(self, selector: str) -> Tab:
-        """Waits for an element of the tab."""
-        self.frame.wait_for_selector(selector, state="attached", timeout=15_000)
-        return self
-
-    def wait_until(self, expression: str, timeout_s: float = 10.0) -> Tab:
-        """Waits until something is true in the tab."""
-        self.frame.wait_for_function(expression, timeout=timeout_s * 1000)
-        return self
-
-    @property
-    def frame(self) -> Frame:
-        """Our frame within TensorBoard's page."""
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            for frame in self.page.frames:
-                if "plugin_entry.html?name=green" in frame.url:
-                    return frame
-            self.page.wait_for_timeout(50)
-        raise AssertionError("TensorBoard opened no frame for the tab")
-
-    def texts(self, selector: str) -> list[str]:
-        """Text of all such elements, in one look."""
-        found: list[str] = self.frame.evaluate("s => [...document.querySelectorAll(s)].map(e => e.innerText.trim())", selector)
-        return found
-
-    def row(self, run: str) -> dict[str, str]:
-        """A run's cells in the comparison, by column."""
-        found: dict[str, str] = self.frame.evaluate(
-            """run => Object.fromEntries([...document.querySelectorAll(`.comparison tr[data-run="${run}"] > *`)]
-                .map(e => [e.className.replace("col-", ""), e.innerText.trim().replace(/\\s*\\n\\s*/g, "\\n")]))""",
-            run,
-        )
-        return found
-
-    def table(self, selector: str) -> dict[str, list[str]]:
-        """The cells of each row, by the name of the run that begins it."""
-        found: dict[str, list[str]] = self.frame.evaluate(
-            """s => Object.fromEntries([...document.querySelectorAll(`${s} tbody tr`)].map(e =>
-                [e.querySelector(".name")?.innerText ?? "", [...e.querySelectorAll("td")].map(d => d.innerText.trim())]))""",
-            selector,
-        )
-        return found
-
-    def run_js(self, body: str, argument: Any = None) -> Any:
-        """The value of a function of the page's modules: ``body`` sees ``data``, ``stats``, ``format`` and ``x``."""
-        return self.frame.evaluate(
-            f"""async x => {{
-                const [data, stats, format] = await Promise.all(["data", "stats", "format"].map(
-                    name => import(new URL(`plugin/green/${{name}}.js`, location.href.replace(/plugin_entry.*/, "")).href)));
-                {body}
-            }}""",
-            argument,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -841,14 +735,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
         carried_energy_j=300.0,
         started_unix_ns=MANIFEST.started_unix_ns + 10**12,
     )
-    write_records(folder / "resumed", MANIFEST, range(1, 11))
+    write_records(folder / "resumed", MANIFEST, records_of(range(1, 11)))
     began = time.monotonic()
     for name, label in HOSTILE.items():
         write_run(folder / name, n_steps=10, label=label, evaluations=1)
     write_run(folder / NAMED, n_steps=10)
     job = replace(MANIFEST, world_size=4)
     ranks = JobTotals(world_size=4, reporting=3, ended=0, mfu=0.3, hfu=0.35)
-    write_records(folder / "job", job, range(1, 9), job=ranks)
+    write_records(folder / "job", job, records_of(range(1, 9), job=ranks))
     theirs = SummaryWriter(str(folder / "mine"))
     write_run(folder / "mine" / "green", n_steps=10)
     for step in range(10):
@@ -858,7 +752,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
     for name in ("fp32", "bf16"):
         write_run(folder / name, n_steps=40, comparison=told[name])
     time.sleep(max(0.0, began + 1.1 - time.monotonic()))  # an event file is named by its second
-    write_records(folder / "resumed", second, range(7, 11), later_ns=2 * 10**12)
+    write_records(folder / "resumed", second, records_of(range(7, 11), later_ns=2 * 10**12))
     with tensorboard(folder, "--reload_multifile=true", "--path_prefix=/deep/board", prefix="/deep/board") as address:
         wait_for_runs(address, len(HOSTILE) + 6, ended=False)
         context = browser.new_context(viewport={"width": 1600, "height": 1000})
@@ -870,16 +764,12 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
 NAMED = "<img src=x onerror=alert(1)>&\"'"
 
 
-def write_records(folder: Path, manifest: Manifest, steps: range, *, later_ns: int = 0, job: JobTotals | None = None) -> None:
-    """A segment that has not ended; ``job``'s ranks each use and do what this one does."""
-    writer = SummaryWriter(str(folder))
-    sink = TensorBoardSink(writer)
-    sink.write(manifest)
+def records_of(steps: range, *, later_ns: int = 0, job: JobTotals | None = None) -> Iterator[StepRecord]:
+    """Records of one segment; ``job``'s ranks each use and do what this one does."""
     for step in steps:
         record = make_record(step)
         whole = job and replace(job, energy_j=90.0 * step, emissions_g=0.003 * step, tokens=3 * 8192 * step)
-        sink.write(replace(record, time_unix_ns=record.time_unix_ns + later_ns, job=whole))
-    writer.close()
+        yield replace(record, time_unix_ns=record.time_unix_ns + later_ns, job=whole)
 
 
 def test_behind_a_path_prefix(odd: Tab) -> None:
@@ -967,51 +857,34 @@ def test_loss_of_the_run_above_is_found(odd: Tab) -> None:
     assert re.search(r"green\s+\S+ m?Wh", odd.texts("[aria-label='Cost of a loss'] tbody tr")[0])
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 runs of 10,000 records."""
-    folder = tmp_path_factory.mktemp("many")
-    write_many(folder, runs=100, points=10_000)
-    return folder
-
-
-def test_a_hundred_runs_of_ten_thousand_points(
-    many: Path, open_tab: Callable[..., Tab], record_property: Callable[[str, object], None]
-) -> None:
-    """Every view draws a hundred long runs, ticked or not. How long it takes is told to benchmarks/green_tab.py, which runs this."""
-    with tensorboard(many, "--load_fast=true") as address:
-        wait_for_runs(address, 100, timeout_s=300)
-        tab = open_tab(address, ".comparison tbody tr")
-        views = {"first": {}, "all": {"runs": ",".join(f"run-{k:03}" for k in range(100))}}
-        for name, settings in views.items():
-            tab.page.goto("about:blank")
-            tab.page.goto(
-                f"{address}/#scalars" + "".join(f"&green.{key}={value.replace(',', '%2C')}" for key, value in settings.items())
-            )
-            tab.page.wait_for_selector("text=GREEN")
-            tab.page.wait_for_load_state("networkidle")
-            began = time.monotonic()
-            tab.page.get_by_role("tab", name="GREEN").click()
-            tab.wait(".comparison tbody tr")
-            record_property(f"{name}_view_s", time.monotonic() - began)
-            rows = len(tab.texts(".comparison tbody tr"))
-            assert rows == (8 if name == "first" else 100)
-        for view in ("savings", "timeline", "frontier", "phases", "compare"):
-            tab.frame.evaluate("""() => {
-                window.longest = 0; let last = performance.now();
-                const look = now => { window.longest = Math.max(window.longest, now - last); last = now; requestAnimationFrame(look); };
-                requestAnimationFrame(look);
-            }""")
-            tab.frame.get_by_role("tab", name={"frontier": "Loss vs energy"}.get(view, view.capitalize())).click()
+def test_every_view_draws_a_hundred_runs(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    """The latest eight are ticked at first; all hundred fit into a link, and into every view. benchmarks/green_tab.py times longer ones."""
+    write_many(tmp_path, runs=100, points=12)
+    with tensorboard(tmp_path, "--load_fast=true") as address:
+        wait_for_runs(address, 100)
+        tab = open_tab(address)
+        assert len(tab.texts(".comparison tbody tr")) == 8
+        assert tab.texts(".runs .count") == ["8 of 100"]
+        tab.frame.get_by_role("button", name="All", exact=True).click()
+        tab.wait(".comparison tbody tr:nth-child(100)").wait(".charts svg rect:nth-of-type(100)")
+        for view, name in NAMES.items():
+            tab.frame.get_by_role("tab", name=name).click()
             tab.wait(DRAWN[view])
-            tab.page.wait_for_timeout(500)
-            record_property(f"{view}_longest_frame_ms", tab.frame.evaluate("window.longest"))
+        assert len(tab.frame.query_selector_all(".phases tbody")) == 60  # the rest is told below
+        tab.frame.get_by_role("tab", name=NAMES["frontier"]).click()
+        tab.wait("[aria-label='Cost of a loss'] tbody tr:nth-child(100)")
+        assert len(tab.frame.query_selector_all(".lines svg .line")) == 100
+        asked = [url for url in tab.asked if "/scalars?" in url]
+        assert len(asked) < 20  # many runs at a time
+        assert tab.complaints == []
 
 
-def test_the_slow_loader_shows_progress(many: Path, open_tab: Callable[..., Tab]) -> None:
-    """While the slow loader reads, the page already shows the runs that it has, and how many there are."""
-    with tensorboard(many, "--load_fast=false") as address:
-        tab = open_tab(address, ".comparison tbody tr, .empty")
-        tab.wait(".comparison tbody tr")
-        before = int(re.findall(r"\d+", tab.texts(".status")[0])[0])
-        tab.wait_until(f"parseInt(document.querySelector('.status').textContent) > {before} || {before} === 100", timeout_s=60)
+def test_the_slow_loader_shows_progress(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    """While the slow loader reads, the page already shows the runs that it has, how many there are, and that more may come."""
+    write_many(tmp_path, runs=10, points=4_000)
+    with tensorboard(tmp_path, "--load_fast=false") as address:
+        tab = open_tab(address)
+        (status,) = tab.texts(".status")
+        before = int(status.split()[0])
+        assert before < 10
+        tab.wait_until(f"parseInt(document.querySelector('.status').textContent) > {before}", timeout_s=60)

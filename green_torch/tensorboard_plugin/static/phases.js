@@ -5,6 +5,7 @@ import { fill, foldable, h, named } from "./dom.js";
 import * as f from "./format.js";
 
 const WORDS = { train: "training", eval: "evaluation", save: "saving", setup: "setup", paused: "paused", other: "other" };
+const LISTED = 60; // runs
 const TOTAL = "green/energy_total_kWh";
 
 export function mount(root) {
@@ -50,8 +51,8 @@ function tables(ctx, done) {
     h("section", { class: "panel holds-table" }, h("h2", {}, "Phases"),
       h("div", { class: "scroll", tabindex: 0, "data-scroll": "phases", role: "region", "aria-label": "Phases table" }, h("table", { class: "projection phases" },
         h("thead", {}, h("tr", {}, ["Run", "Phase", "Times", "Duration", "Energy", "Share", "", "Emissions", "Power"].map((title) => h("th", { scope: "col" }, title)))),
-        ctx.chosen.slice(0, 60).map((run) => h("tbody", {}, rowsOf(ctx, run))))),
-      h("p", { class: "note" }, `Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.${ctx.chosen.some((run) => run.job) ? " Of a job of several ranks, phases are rank zero's; its last row is the sum over the ranks that report." : ""}`)),
+        ctx.chosen.slice(0, LISTED).map((run) => h("tbody", {}, rowsOf(ctx, run))))),
+      h("p", { class: "note" }, `Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.${ctx.chosen.some((run) => run.job) ? " Of a job of several ranks, phases are rank zero's; its last row is the sum over the ranks that report." : ""}${ctx.chosen.length > LISTED ? ` The first ${LISTED} of ${ctx.chosen.length} runs: tick fewer to see the others.` : ""}`)),
     waste(ctx, done),
   ];
 }
