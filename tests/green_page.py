@@ -117,10 +117,10 @@ class Tab:
         return found
 
     def run_js(self, body: str, argument: Any = None) -> Any:
-        """The value of a function of the page's modules: ``body`` sees ``data``, ``stats``, ``format`` and ``x``."""
+        """The value of a function of the page's modules: ``body`` sees ``data``, ``stats``, ``format``, ``charts`` and ``x``."""
         return self.frame.evaluate(
             f"""async x => {{
-                const [data, stats, format] = await Promise.all(["data", "stats", "format"].map(
+                const [data, stats, format, charts] = await Promise.all(["data", "stats", "format", "charts"].map(
                     name => import(new URL(`plugin/green/${{name}}.js`, location.href.replace(/plugin_entry.*/, "")).href)));
                 {body}
             }}""",

@@ -152,8 +152,14 @@ def test_the_final_loss_is_a_mean_of_the_last_points(tab: Tab, sinks: dict[str, 
         wanted = mean_interval(last)
         mean, *interval = tab.row(name)["loss"].split("\n")
         assert mean == f"{wanted.mean:.3f}"
-        assert interval == ([] if len(last) == 1 else [f"{wanted.lo:.3f} – {wanted.hi:.3f}"])
+        assert interval == ([] if len(last) < 3 else [f"{wanted.lo:.2f} – {wanted.hi:.2f}"])
     assert [len(losses_of(sinks[name], 1)) for name in ("fp32", "cpu")] == [60, 20]  # windows of 3 points and of 1
+    values = [3.0, 2.9, 3.1, 2.95, 3.02, 3.0, 2.97, 3.04, 2.96, 3.01]
+    found = tab.run_js("return data.finalLoss(x);", {"step": list(range(90, 100)), "value": [None, *values]})
+    wanted = mean_interval(values)
+    assert [found[key] for key in ("mean", "lo", "hi", "from")] == pytest.approx([wanted.mean, wanted.lo, wanted.hi, 90])
+    assert tab.run_js("return data.finalLoss(x);", {"step": [1, 2], "value": [3.0, 4.0]})["lo"] is None
+    assert tab.run_js("return [data.finalLoss(undefined), data.finalLoss(x)];", {"step": [1], "value": [None]}) == [None, None]
     hint = tab.frame.evaluate("document.querySelector('th.col-loss button').title")
     assert hint.startswith("train/loss: the mean over the last 5 % of the points that TensorBoard keeps (at least one)")
 
@@ -586,6 +592,19 @@ def test_views_are_tabs_for_the_keyboard(tab: Tab) -> None:
         tab.wait(selector)
         assert tab.frame.evaluate("document.activeElement.textContent") == name
         assert tab.frame.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
+
+
+@FAST_ALONE
+def test_the_time_axis_has_round_times(tab: Tab) -> None:
+    """Ticks are whole seconds, minutes, hours or days, a handful of them, within the range."""
+    tab.open()
+    for span_s in (0.4, 3, 40, 77, 300, 4_000, 30_000, 200_000, 3e6):
+        found = tab.run_js("return charts.timeTicks(0.1 * x, x, 5);", span_s)
+        assert 3 <= len(found) <= 8
+        assert min(found) >= 0.1 * span_s - 1e-9
+        assert max(found) <= span_s + 1e-9
+        words = tab.run_js("return x.map(format.clock);", found)
+        assert all(len(word.split()) <= 4 and "." not in word for word in words if span_s > 20), words
 
 
 @FAST_ALONE

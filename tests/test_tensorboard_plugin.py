@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from tests import make_regions
 from tests.green_runs import ask, tensorboard, wait_for_runs, write_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
@@ -307,3 +309,65 @@ def test_the_command_refuses_a_file(tmp_path: Path) -> None:
 def test_the_regions_are_those_of_green_torch() -> None:
     """The table that travels with the page is what green_torch.intensity says; ``python -m tests.make_regions`` writes it anew."""
     assert make_regions.PATH.read_text(encoding="utf-8") == make_regions.text()
+
+
+# ── the page's files ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_module_is_asked_for_at_once() -> None:
+    """index.js names all other modules, so that none waits for another to ask for it."""
+    (named,) = re.findall(r"const PARTS = (\[.*?\]);", (STATIC / "index.js").read_text())
+    assert json.loads(named) == sorted(path.stem for path in STATIC.glob("*.js") if path.stem != "index")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_runs_colours_are_told_apart_by_everybody(theme: str) -> None:
+    """Any two of the eight differ by 15 or more in CIE Lab, also without red or green cones, and from the ground by 3 : 1.
+
+    Colour blindness as in Machado, Oliveira and Fernandes 2009 (IEEE TVCG 15:1291), severity 1.0.
+    """
+    rule = re.findall(r"^:root(?:\.dark)? \{(.*?)^\}", (STATIC / "green.css").read_text(), re.DOTALL | re.MULTILINE)[
+        theme == "dark"
+    ]
+    colours = {name: _linear(code) for name, code in re.findall(r"--(run-\d|panel): (#[0-9a-f]{6})", rule)}
+    ground = colours.pop("panel")
+    assert len(colours) == 8
+    for name, colour in colours.items():
+        lighter, darker = sorted((_luminance(colour), _luminance(ground)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 3, name
+    for (one, a), (other, b) in itertools.combinations(colours.items(), 2):
+        for vision, matrix in _VISIONS.items():
+            assert math.dist(_lab(_times(matrix, a)), _lab(_times(matrix, b))) >= 15, (one, other, vision)
+
+
+_VISIONS = {
+    "all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "no red": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "no green": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+}
+_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+
+
+def _linear(code: str) -> tuple[float, ...]:
+    parts = (int(code[k : k + 2], 16) / 255 for k in (1, 3, 5))
+    return tuple(part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+
+
+def _times(matrix: Iterable[Iterable[float]], colour: Iterable[float]) -> tuple[float, ...]:
+    return tuple(min(1.0, max(0.0, sum(a * b for a, b in zip(row, colour, strict=True)))) for row in matrix)
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    return _times(_XYZ, colour)[1]
+
+
+def _lab(colour: tuple[float, ...]) -> tuple[float, ...]:
+    white = (0.9505, 1.0, 1.089)
+    x, y, z = (
+        value ** (1 / 3) if value > 0.008856 else 7.787 * value + 16 / 116
+        for value in (
+            part / top
+            for part, top in zip((sum(a * b for a, b in zip(row, colour, strict=True)) for row in _XYZ), white, strict=True)
+        )
+    )
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)

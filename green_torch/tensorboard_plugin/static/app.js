@@ -17,13 +17,14 @@ const VIEWS = [
   ["frontier", "Loss vs energy", frontier],
   ["phases", "Phases", phases],
 ];
-const COLORS = 12;
+const COLORS = 8;
 const DASHES = [null, "6 3", "2 3", "8 3 2 3"];
 const AT_FIRST = 8; // runs that are ticked without being asked for
 const SOON_MS = 2000;
 const LATER_MS = 10_000;
 const LONG_ADDRESS = 40; // runs; more are asked for all at once
 const LISTED = 300;
+const NARROW = "(max-width: 860px)"; // as green.css has it: there the list would hide what it is for
 
 const defaults = () => ({ view: "compare", selected: null, base: null, sort: { key: "", down: false }, loss: null, plan: null, region: "", pue: null, price: null, x: "time", zoom: null, focus: null, cumulative: "kwh", smooth: 0.6, target: null, filter: "", allSources: false, force: false });
 
@@ -265,6 +266,7 @@ function showStatus() {
     ? [`${integer(runs.length)} ${runs.length === 1 ? "run" : "runs"}`, nRuns > runs.length + broken.length ? `of ${integer(nRuns)} in TensorBoard` : "", going ? `· ${going} running` : "", settled < 1 && nRuns > runs.length ? "· still reading" : ""].filter(Boolean).join(" ")
     : "";
   place.status.textContent = told;
+  place.status.classList.toggle("plain", /^[\d,]+ runs?$/.test(told));
 }
 
 function showRuns() {
@@ -276,7 +278,7 @@ function showRuns() {
   const choose = (ids) => set({ selected: new Set(ids) });
   place.runs.hidden = !runs.length && !broken.length;
   fill(place.runs,
-    h("details", { open: place.open ?? true, ontoggle: (event) => (place.open = event.target.open) },
+    h("details", { open: place.open ?? !matchMedia(NARROW).matches, ontoggle: (event) => (place.open = event.target.open) },
       h("summary", {}, h("span", {}, "Runs"), h("span", { class: "count" }, `${list.length} of ${runs.length}`)),
       runs.length > 6 ? h("input", { type: "search", class: "filter", "data-key": "filter", placeholder: "Filter runs", "aria-label": "Filter runs", value: state.filter, oninput: (event) => set({ filter: event.target.value }) }) : null,
       h("div", { class: "pick" },

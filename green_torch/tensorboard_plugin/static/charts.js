@@ -14,6 +14,17 @@ export function ticks(lo, hi, about = 5) {
   return found;
 }
 
+const TIMES_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400];
+
+/** Round instants across a range of seconds: whole minutes, hours or days where it is so long. */
+export function timeTicks(lo, hi, about = 5) {
+  const rough = (hi - lo) / about;
+  const step = TIMES_S.find((size) => size >= rough * 0.8);
+  if (rough < 1) return ticks(lo, hi, about);
+  if (!step) return ticks(lo / 86_400, hi / 86_400, about).map((days) => days * 86_400);
+  return Array.from({ length: Math.floor(hi / step) - Math.ceil(lo / step) + 1 }, (_, k) => (Math.ceil(lo / step) + k) * step);
+}
+
 const MANY = 24; // bars or lines: a chart of more is drawn in a task of its own
 
 /** Draws again whenever the element's width changes. */
@@ -54,8 +65,9 @@ export function bars({ label, rows, format, max = null }) {
       const name = s("text", { class: "bar-name", x: names - 8, y: middle, "text-anchor": "end" }, short(row.name, Math.floor(names / 7.9)));
       name.append(s("title", {}, row.name.slice(0, 500)));
       picture.append(name);
-      row.bars.forEach((bar, n) => {
-        const y = middle + (n - row.bars.length / 2) * (thick + 3) + 1.5;
+      const shown = row.bars.filter((bar) => known(bar.value));
+      (shown.length ? shown : [{}]).forEach((bar, n, all) => {
+        const y = middle + (n - all.length / 2) * (thick + 3) + 1.5;
         if (!known(bar.value)) {
           picture.append(s("text", { class: "bar-value", x: names + 6, y: y + thick / 2 }, "–"));
           return;
@@ -80,6 +92,8 @@ export function bars({ label, rows, format, max = null }) {
 const describe = (label, rows, format) =>
   `${label}: ${rows.slice(0, 20).map((row) => `${short(row.name, 40)} ${row.bars.map((bar) => (known(bar.value) ? format(bar.value) : "not known")).join(" and ")}`).join("; ")}`;
 
+const LABEL = 16;
+const NAMED = 74; // a shade wide enough for its name
 const MARGIN = { top: 10, right: 14, bottom: 26, left: 62 };
 
 /** The extremes of each pixel column: a line of any length looks the same with a few thousand points. */
@@ -114,11 +128,11 @@ function thinned(points, x, limit) {
  * Lines over x. series: [{name, color, dash, points: [[x, y]], band: [[x, lo, hi]], faint, steps}]; shades: [{from, to, name, kind}].
  * `view` is {from, to} or null (all of it); a drag, + - ← → 0 and double click change it through `onView`.
  */
-export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, view, onView, height = 260, fromZero = false, marks = [] }) {
+export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, view, onView, xTicks = ticks, xFromZero = false, height = 260, fromZero = false, marks = [] }) {
   const tip = h("div", { class: "tip", hidden: true });
   const canvas = h("div", { class: "canvas" });
   const frame = h("div", { class: "chart lines", tabindex: 0, role: "group", "data-key": `chart ${label}`, "aria-label": `${label}. Plus and minus zoom, left and right move, 0 shows all.` }, canvas, tip);
-  const spans = [...series.flatMap((one) => (one.points.length ? [one.points[0][0], one.points.at(-1)[0]] : [])), ...shades.flatMap((shade) => [shade.from, shade.to])];
+  const spans = [...series.flatMap((one) => (one.points.length ? [one.points[0][0], one.points.at(-1)[0]] : [])), ...shades.flatMap((shade) => [shade.from, shade.to]), ...(xFromZero ? [0] : [])];
   const whole = { from: Math.min(...spans), to: Math.max(...spans) };
   if (!(whole.to > whole.from)) [whole.from, whole.to] = [whole.from - 0.5, whole.to + 0.5];
   const seen = () => (view && view.to > view.from ? view : whole);
@@ -126,7 +140,7 @@ export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, vi
 
   const draw = (width) => {
     const { from, to } = seen();
-    const [w, tall] = [Math.max(60, width - MARGIN.left - MARGIN.right), height - MARGIN.top - MARGIN.bottom];
+    const [w, tall] = [Math.max(60, width - MARGIN.left - MARGIN.right), height - MARGIN.top - MARGIN.bottom - (xLabel ? LABEL : 0)];
     const x = (value) => MARGIN.left + ((value - from) / (to - from)) * w;
     const inside = (points) => cut(points, from, to);
     const drawn = series.map((one) => ({ ...one, points: inside(one.points), band: one.band ? inside(one.band) : null }));
@@ -139,6 +153,8 @@ export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, vi
     if (!(hi > lo)) [lo, hi] = lo === 0 ? [0, 1] : [lo - Math.abs(lo || 1) * 0.1, hi + Math.abs(hi || 1) * 0.1];
     const pad = (hi - lo) * 0.06;
     [lo, hi] = [fromZero && lo === 0 ? 0 : lo - pad, hi + pad];
+    const [first, second] = ticks(lo, hi, 4);
+    if (lo === 0 && second > first) hi = Math.ceil(hi / (second - first)) * (second - first); // up to a round number
     const y = (value) => MARGIN.top + (1 - (value - lo) / (hi - lo)) * tall;
     const clip = `clip-${Math.random().toString(36).slice(2)}`;
     const picture = s("svg", { width, height, role: "img", "aria-label": spoken(label, drawn, yFormat) });
@@ -147,7 +163,7 @@ export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, vi
       picture.append(s("line", { class: "grid", x1: MARGIN.left, x2: MARGIN.left + w, y1: y(value), y2: y(value) }));
       picture.append(s("text", { class: "tick", x: MARGIN.left - 8, y: y(value), "text-anchor": "end" }, yFormat(value)));
     }
-    for (const value of ticks(from, to, Math.max(2, Math.floor(w / 110)))) {
+    for (const value of xTicks(from, to, Math.max(3, Math.floor(w / 110)))) {
       picture.append(s("line", { class: "tickmark", x1: x(value), x2: x(value), y1: MARGIN.top + tall, y2: MARGIN.top + tall + 4 }));
       picture.append(s("text", { class: "tick under", x: x(value), y: MARGIN.top + tall + 15, "text-anchor": x(value) > width - 36 ? "end" : "middle" }, xFormat(value)));
     }
@@ -156,6 +172,7 @@ export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, vi
       const [a, b] = [x(shade.from), x(shade.to)];
       if (b < MARGIN.left || a > MARGIN.left + w) continue;
       body.append(s("rect", { class: `shade ${shade.kind}`, x: a, y: MARGIN.top, width: Math.max(1.5, b - a), height: tall }, s("title", {}, shade.name)));
+      if (b - a > NAMED) body.append(s("text", { class: "shade-name", x: Math.max(a, MARGIN.left) + 6, y: MARGIN.top + 10 }, shade.word));
     }
     for (const one of drawn) {
       if (!one.band?.length) continue;
@@ -176,7 +193,7 @@ export function lines({ label, series, shades = [], xFormat, yFormat, xLabel, vi
     }
     picture.append(body);
     picture.append(s("line", { class: "axis", x1: MARGIN.left, x2: MARGIN.left + w, y1: MARGIN.top + tall, y2: MARGIN.top + tall }));
-    if (xLabel) picture.append(s("text", { class: "axis-label", x: MARGIN.left + w, y: MARGIN.top + tall - 6, "text-anchor": "end" }, xLabel));
+    if (xLabel) picture.append(s("text", { class: "axis-label", x: MARGIN.left + w, y: height - 8, "text-anchor": "end" }, xLabel));
     const cross = s("line", { class: "cross", y1: MARGIN.top, y2: MARGIN.top + tall, visibility: "hidden" });
     const brush = s("rect", { class: "brush", y: MARGIN.top, height: tall, visibility: "hidden" });
     picture.append(cross, brush);

@@ -96,9 +96,17 @@ function findingCards(ctx, rows, unit) {
       h("p", { class: "detail" }, ctx.runs.length > 1 ? "Tick a second run at the left to compare." : "Log a second run beside it to compare: another precision, kernel or batch size."));
   }
   return [
-    others.slice(0, CARDS).map((row) => card(ctx, row)),
+    [...others].sort((a, b) => worth(a) - worth(b)).slice(0, CARDS).map((row) => card(ctx, row)),
     others.length > CARDS ? h("p", { class: "more" }, `and ${others.length - CARDS} more in the table`) : null,
   ];
+}
+
+/** The best first: what saves most, then what costs more, what can't be told apart, and what can't be compared. */
+function worth({ dEnergy, dTime }) {
+  const main = dEnergy.refused || dEnergy.modelled ? dTime : dEnergy;
+  if (main.refused) return 4e9;
+  if (!main.distinguishable) return 3e9;
+  return main.estimate < 0 ? main.estimate : Math.min(2e9, main.estimate);
 }
 
 function card(ctx, { run, unit, dEnergy, dTime, cautions: notes }) {
@@ -149,7 +157,7 @@ function columnsOf(ctx, rows, unit) {
     { key: "memory", title: "Memory", hint: "the most in use at once: the accelerator's, else the process's; of several ranks, rank zero's", sort: (row) => row.memory, text: (row) => f.bytes(row.memory), csv: "peak_memory_bytes", raw: (row) => row.memory },
     { key: "kwh", title: "Energy", hint: "the whole run, all phases, IT energy", sort: (row) => row.kwh, text: (row) => f.wattHours(row.run.totalJ), folded: (row) => f.grams(row.grams), csv: "energy_kwh", raw: (row) => row.kwh },
     { key: "grams", title: "Emissions", hint: "IT energy × PUE × grid intensity, and the embodied share where the run has one", sort: (row) => row.grams, text: (row) => f.grams(row.grams), csv: "emissions_g", raw: (row) => row.grams },
-    { key: "loss", title: "Final loss", hint: ctx.lossTag ? `${f.short(ctx.lossTag, 60)}: the mean over the last ${f.percent(LAST_LOSSES, 1)} of the points that TensorBoard keeps (at least one); below, its 95 % interval by their scatter` : "choose the tag under Loss vs energy", sort: (row) => row.loss?.mean ?? null, text: (row) => (ctx.lossTag && !ctx.lossesReady ? "…" : f.plain(row.loss?.mean)), sub: (row) => (f.known(row.loss?.lo) ? f.span(f.plain, row.loss.lo, row.loss.hi) : null), csv: "final_loss", raw: (row) => row.loss?.mean ?? null, ends: (row) => row.loss && { ...row.loss, note: `mean of ${row.loss.n} points from step ${row.loss.from}` } },
+    { key: "loss", title: "Final loss", hint: ctx.lossTag ? `${f.short(ctx.lossTag, 60)}: the mean over the last ${f.percent(LAST_LOSSES, 1)} of the points that TensorBoard keeps (at least one); below, its 95 % interval by their scatter` : "choose the tag under Loss vs energy", sort: (row) => row.loss?.mean ?? null, text: (row) => (ctx.lossTag && !ctx.lossesReady ? "…" : f.plain(row.loss?.mean)), sub: (row) => (f.known(row.loss?.lo) ? f.span((value) => f.plain(value, 3), row.loss.lo, row.loss.hi) : null), csv: "final_loss", raw: (row) => row.loss?.mean ?? null, ends: (row) => row.loss && { ...row.loss, note: `mean of ${row.loss.n} points from step ${row.loss.from}` } },
   ];
 }
 
@@ -296,6 +304,7 @@ function barsOf(ctx, unit) {
 }
 
 const SHOWN = 8;
+const basisOf = (grid) => (grid.basis === "unknown" ? "basis not known" : grid.basis);
 
 function provenance(ctx) {
   const all = ctx.state.allSources;
@@ -308,7 +317,7 @@ function provenance(ctx) {
       run.excludedSteps ? `${f.integer(run.excludedSteps)} ${run.excludedSteps === 1 ? "step" : "steps"} excluded: FLOPs were counted in ${run.excludedSteps === 1 ? "it" : "them"}` : "no step excluded",
       run.job ? `${f.integer(run.job.reporting)} of ${f.integer(run.job.world_size)} ranks report: energy, emissions, MFU and HFU are the job's; rates are rank zero's, scaled to all by the totals; intervals, memory and the joules by device are rank zero's` : run.worldSize > 1 ? `of ${run.worldSize} processes, this one alone` : null,
       run.carriedJ ? `with ${f.wattHours(run.carriedJ)} of earlier segments` : null,
-      ...Object.entries(run.flags).filter(([flag]) => flag !== "counted" && flag !== "split").map(([flag, n]) => `${flag.replaceAll("_", " ")}: ${f.integer(n)} ${n === 1 ? "record" : "records"}`),
+      ...Object.entries(run.flags).filter(([flag]) => flag !== "counted" && flag !== "split").map(([flag, n]) => `${flag.replaceAll("_", " ").replace(":", " on ")}: ${f.integer(n)} ${n === 1 ? "record" : "records"}`),
       ...run.warnings,
     ].filter(Boolean);
     return h("li", { style: { "--c": ctx.color(run) } },
@@ -316,7 +325,7 @@ function provenance(ctx) {
       h("dl", {},
         h("dt", {}, "Device"), h("dd", {}, f.short(run.domains.map((domain) => domain.device).filter(Boolean).join(", ") || run.device || "not known", 120)),
         h("dt", {}, "Joules"), h("dd", {}, energies),
-        h("dt", {}, "Grid"), h("dd", { title: grid?.source ?? "" }, grid ? `${f.digits(grid.g_per_kwh ?? 0)} gCO2e/kWh, ${f.short(grid.region, 60)} · ${grid.basis}, ${grid.average === false ? "marginal" : "average"}${grid.year ? `, ${grid.year}` : ""}` : "by the run's intensity provider, at each moment",
+        h("dt", {}, "Grid"), h("dd", { title: grid?.source ?? "" }, grid ? `${f.digits(grid.g_per_kwh ?? 0)} gCO2e/kWh, ${f.short(grid.region, 60)} · ${basisOf(grid)}, ${grid.average === false ? "marginal" : "average"}${grid.year ? `, ${grid.year}` : ""}` : "by the run's intensity provider, at each moment",
           grid ? h("small", {}, f.short(grid.source ?? "", 110)) : null),
         h("dt", {}, "PUE"), h("dd", {}, `${run.pue ?? f.UNKNOWN}`, h("small", {}, f.short(run.pueSource, 110))),
         h("dt", {}, "Steps"), h("dd", {}, run.comparison ? `${f.integer(sum(run.comparison.blocks.map((block) => block.n_steps)))} in ${run.comparison.blocks.length} blocks of one comparison; ` : `${f.integer(run.steps)} typical; `, notes[0], notes.slice(1, 9).map((note) => h("small", {}, f.short(note, 200))))));

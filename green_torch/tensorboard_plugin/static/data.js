@@ -10,6 +10,7 @@ const WARM_UP_STEPS = 3; // left out of differences: caches, clocks and allocato
 const SAME_BATCH = 0.01; // relative: a last batch that is not full is no other batch size
 const SAME_LOSS = 0.02; // relative; as green_torch.compare has it
 export const LAST_LOSSES = 0.05; // the share of a loss's points, at its end, whose mean is the final loss
+const FEWEST_LOSSES = 3;
 const FEW = 12; // runs
 const GROUP = 25;
 const LONGEST_NAMES = 16_000; // characters
@@ -486,8 +487,13 @@ export function likelyLoss(tags) {
   return alike.sort((a, b) => /val|test|eval/i.test(a) - /val|test|eval/i.test(b) || a.length - b.length)[0] ?? "";
 }
 
-/** A run's final loss: the mean of its last points with its interval, of how many it is, and the step of the first; null where there is none. */
+/**
+ * A run's final loss: the mean of its last points with its interval, of how many it is, and the step of the first; null where there is none.
+ * Fewer than three points have no interval: that of two is nine times their spread.
+ */
 export function finalLoss(series) {
   const values = series?.value.filter(known) ?? [];
-  return values.length ? { ...meanInterval(values), from: series.step[0] } : null;
+  const found = meanInterval(values);
+  const unknown = values.length < FEWEST_LOSSES ? { lo: null, hi: null } : {};
+  return values.length ? { ...found, ...unknown, from: series.step[0] } : null;
 }

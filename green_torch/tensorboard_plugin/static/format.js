@@ -120,7 +120,7 @@ export function plain(value, n = 4) {
   if (!known(value)) return UNKNOWN;
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 1e6 || size < 1e-4 ? value.toExponential(n - 1).replace("-", "−") : digits(value, n);
+  return (size >= 1e6 || size < 1e-4 ? value.toExponential(n - 1) : digits(value, n)).replaceAll("-", "−");
 }
 
 /** Names can have 10,000 characters. */

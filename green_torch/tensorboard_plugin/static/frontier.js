@@ -110,12 +110,12 @@ function charts(ctx, curves) {
   const slider = h("input", { type: "number", class: "number", id: "target", step: "any", "aria-label": "Loss to reach", "data-key": "target", value: target, onchange: (event) => ctx.set({ target: f.known(Number(event.target.value)) && event.target.value !== "" ? Number(event.target.value) : null }) });
   return [
     h("section", { class: "panel" }, h("h2", {}, `Loss against cumulative ${word}`), legend(series.filter((one) => !one.faint).slice(0, 24)),
-      lines({ label: `Loss against cumulative ${word}`, series, xFormat: format, yFormat: f.tick, xLabel: `cumulative ${word}`, view: ctx.state.zoom, onView: (view) => ctx.set({ zoom: view }), height: 340, marks: [{ y: target }, ...reached.filter(({ at }) => at !== null).map(({ run, at }) => ({ x: at, y: target, color: ctx.color(run) }))] }),
+      lines({ label: `Loss against cumulative ${word}`, series, xFormat: format, yFormat: f.tick, xLabel: `cumulative ${word}`, xFromZero: true, view: ctx.state.zoom, onView: (view) => ctx.set({ zoom: view }), height: 340, marks: [{ y: target }, ...reached.filter(({ at }) => at !== null).map(({ run, at }) => ({ x: at, y: target, color: ctx.color(run) }))] }),
       h("p", { class: "note" }, `${f.short(ctx.lossTag, 60)}; further down and to the left is better. Energy of the whole run, evaluation and saving included.`),
       without.length ? h("p", { class: "note" }, `Without both curves: ${without.slice(0, 8).map(({ run }) => f.short(run.told, 40)).join(", ")}${without.length > 8 ? ` and ${without.length - 8} more` : ""}.`) : null),
     h("section", { class: "panel holds-table", "aria-label": "Cost of a loss" },
       h("div", { class: "bar" }, h("h2", {}, "To reach a loss of"), slider),
-      h("div", { class: "scroll" }, h("table", { class: "projection" },
+      h("div", { class: "scroll" }, h("table", { class: "projection beside" },
         h("thead", {}, h("tr", {}, ["Run", `Cumulative ${word}`, "Against the least"].map((title) => h("th", { scope: "col" }, title)))),
         h("tbody", {}, [...reached].sort((a, b) => (a.at ?? Infinity) - (b.at ?? Infinity)).map(({ run, at }) => h("tr", {},
           h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(run) } }), named(run.told, { class: "strong" })),

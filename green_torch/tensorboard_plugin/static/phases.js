@@ -49,7 +49,7 @@ function doneAgain(run, series) {
 function tables(ctx, done) {
   return [
     h("section", { class: "panel holds-table" }, h("h2", {}, "Phases"),
-      h("div", { class: "scroll", tabindex: 0, "data-scroll": "phases", role: "region", "aria-label": "Phases table" }, h("table", { class: "projection phases" },
+      h("div", { class: "scroll whole", tabindex: 0, "data-scroll": "phases", role: "region", "aria-label": "Phases table" }, h("table", { class: "projection phases" },
         h("thead", {}, h("tr", {}, ["Run", "Phase", "Times", "Duration", "Energy", "Share", "", "Emissions", "Power"].map((title) => h("th", { scope: "col" }, title)))),
         ctx.chosen.slice(0, LISTED).map((run) => h("tbody", {}, rowsOf(ctx, run))))),
       h("p", { class: "note" }, `Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.${ctx.chosen.some((run) => run.job) ? " Of a job of several ranks, phases are rank zero's; its last row is the sum over the ranks that report." : ""}${ctx.chosen.length > LISTED ? ` The first ${LISTED} of ${ctx.chosen.length} runs: tick fewer to see the others.` : ""}`)),
@@ -71,7 +71,7 @@ function rowsOf(ctx, run) {
       h("td", { class: "left" }, isJob ? `job, ${f.integer(run.job.reporting)} ranks` : phase ? WORDS[phase.phase] ?? f.short(phase.phase, 20) : run.job ? "rank 0" : "run"),
       h("td", {}, phase && !isJob ? f.integer(one.n_steps) : ""),
       h("td", {}, isJob ? "" : f.duration(one.duration_s)),
-      h("td", {}, h("span", {}, f.wattHours(one.energy_j)), f.known(one.energy_lo_j) ? h("small", {}, `${f.wattHours(one.energy_lo_j)} – ${f.wattHours(one.energy_hi_j)}`) : null),
+      h("td", {}, h("span", {}, f.wattHours(one.energy_j)), f.known(one.energy_lo_j) ? h("small", {}, f.span(f.wattHours, one.energy_lo_j, one.energy_hi_j)) : null),
       h("td", {}, isJob ? "" : f.percent(share)),
       h("td", { class: "meter" }, phase && share ? h("i", { style: { width: `${Math.min(100, 100 * share)}%`, "--c": ctx.color(run) } }) : null),
       h("td", {}, f.grams(one.emissions_g)),
@@ -96,7 +96,7 @@ function waste(ctx, done) {
   return h("section", { class: "panel holds-table" }, h("h2", {}, "Wasted energy"),
     rows.length
       ? h("div", { class: "scroll" }, foldable(h("table", { class: "projection" },
-        h("thead", {}, h("tr", {}, ["Run", "What", "Energy", "Share of the run", "Emissions"].map((title) => h("th", { scope: "col" }, title)))),
+        h("thead", {}, h("tr", {}, ["Run", "What", "Energy", "Share of the run", "Emissions"].map((title) => h("th", { scope: "col", class: title === "What" ? "left" : "" }, title)))),
         h("tbody", {}, rows.map(({ own, why, joules, share, grams }) => h("tr", {},
           h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(own) } }), named(own.told, { class: "strong" })),
           h("td", { class: "left" }, why), h("td", {}, joules === null ? "not known" : f.wattHours(joules)), h("td", {}, f.percent(share)), h("td", {}, f.grams(grams))))))))

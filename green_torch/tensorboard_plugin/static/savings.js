@@ -161,7 +161,7 @@ function saved(ctx, rows, price, unit) {
       const more = found.estimate > 0;
       const [least, most] = more ? [Math.min(...ends), Math.max(...ends)] : [-Math.max(...ends), -Math.min(...ends)];
       const signed = (value) => format(value).replace("-", "−");
-      return `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}${ends.length ? ` (${f.span(signed, least * amount, most * amount, " to ")})` : ""}`;
+      return [h("span", {}, `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}`), ends.length ? h("small", {}, f.span(signed, least * amount, most * amount, " to ")) : null];
     };
     const departed = isPaired(ctx.base, row.run) ? departure(ctx.base, row.run) : "";
     const { refused } = energy;

@@ -1,6 +1,6 @@
 // Timeline: power by domain with its bounds, grid intensity, phases; by step or by time.
 
-import { lines } from "./charts.js";
+import { lines, ticks, timeTicks } from "./charts.js";
 import { fill, h, named } from "./dom.js";
 import * as f from "./format.js";
 
@@ -93,6 +93,7 @@ function charts(ctx, run, series) {
     from: x === "step" ? span.step : span.start_s,
     to: x === "step" ? span.step : span.end_s,
     kind: SHADE[span.phase] ? span.phase : "other",
+    word: SHADE[span.phase] ?? "other",
     name: `${SHADE[span.phase] ?? span.phase}: ${f.duration(span.end_s - span.start_s)}, ${f.wattHours(span.energy_j)}`,
   }));
   const begins = beginnings(series, origin);
@@ -102,7 +103,7 @@ function charts(ctx, run, series) {
     const [lows, highs] = [new Map(points(low)), new Map(points(high))];
     return {
       name: `${domain.name} (${domain.method})`,
-      color: `var(--line-${k % 6})`,
+      color: `var(--run-${k % 8})`,
       dash: domain.method === "estimated" ? "5 3" : null,
       points: gapped(points(tag)),
       band: gapped([...lows].filter(([at]) => highs.has(at)).map(([at, lo]) => [at, lo, highs.get(at)])),
@@ -115,16 +116,15 @@ function charts(ctx, run, series) {
     return h("div", { class: "empty" }, h("h2", {}, "No power curve yet"), h("p", {}, run.domains.length ? "The run has logged no typical step so far; the curve appears with the first." : "Nothing measures energy on this machine: green-torch doctor tells what would."));
   }
   const xFormat = x === "step" ? (value) => f.integer(value) : f.clock;
-  const common = { shades, xFormat, xLabel: x === "step" ? "step" : "", view: zoom, onView: (view) => ctx.set({ zoom: view }) };
+  const common = { shades, xFormat, xFromZero: x !== "step", xTicks: x === "step" ? ticks : timeTicks, xLabel: x === "step" ? "step" : "", view: zoom, onView: (view) => ctx.set({ zoom: view }) };
   const kinds = [...new Set(shades.map((shade) => shade.kind))];
   return [
-    h("section", { class: "panel" }, h("h2", {}, "Power: ", named(run.told)), legend(drawn),
+    h("section", { class: "panel" }, h("h2", {}, "Power: ", named(run.told)), legend(drawn, [...kinds.map((kind) => h("span", {}, h("i", { class: `shade-key ${kind}` }), SHADE[kind])), run.nSpans > run.spans.length ? h("span", {}, `${run.spans.length} of ${f.integer(run.nSpans)} shown`) : null]),
       lines({ ...common, label: "Power", series: drawn, yFormat: (value) => f.si(value, "W"), fromZero: true, height: 300 }),
-      h("p", { class: "note" }, domains.some((one) => one.band.length) ? "Band: where the power of each record lies by the counter's update times (0 ≤ P ≤ 1.5 × the limit). Dashed: modelled." : "No band: these joules are sampled or modelled, so nothing bounds them. Dashed: modelled.", run.job ? " Lines by device and phases are rank zero's." : ""),
-      kinds.length ? h("p", { class: "legend" }, kinds.map((kind) => h("span", {}, h("i", { class: `shade-key ${kind}` }), SHADE[kind])), run.nSpans > run.spans.length ? h("span", {}, `${run.spans.length} of ${f.integer(run.nSpans)} shown`) : null) : null),
-    grid.length ? h("section", { class: "panel" }, h("h2", {}, "Grid intensity"), lines({ ...common, label: "Grid intensity", series: [{ name: run.grid?.region ?? "grid", color: "var(--line-4)", points: grid }], yFormat: (value) => `${f.tick(value)} g`, fromZero: true, height: 150 }),
-      h("p", { class: "note" }, `gCO2e/kWh${run.grid ? `, ${f.short(run.grid.region, 60)}, ${run.grid.basis}; ${f.short(run.grid.source ?? "", 120)}` : ", by the run's intensity provider"}`)) : null,
+      h("p", { class: "note" }, domains.some((one) => one.band.length) ? "Band: where the power of each record lies by the counter's update times (0 ≤ P ≤ 1.5 × the limit). Dashed: modelled." : "No band: these joules are sampled or modelled, so nothing bounds them. Dashed: modelled.", drawn.some((one) => one.points.some(([, value]) => Number.isNaN(value))) ? " Gaps: other phases, and while the run was suspended." : "", run.job ? " Lines by device and phases are rank zero's." : "")),
+    grid.length ? h("section", { class: "panel" }, h("h2", {}, "Grid intensity"), lines({ ...common, label: "Grid intensity", series: [{ name: run.grid?.region ?? "grid", color: "var(--muted)", points: grid }], yFormat: (value) => `${f.tick(value)} g`, fromZero: true, height: 150 }),
+      h("p", { class: "note" }, `gCO2e/kWh${run.grid ? `, ${f.short(run.grid.region, 60)}, ${run.grid.basis === "unknown" ? "basis not known" : run.grid.basis}; ${f.short(run.grid.source ?? "", 120)}` : ", by the run's intensity provider"}`)) : null,
   ];
 }
 
-export const legend = (series) => h("p", { class: "legend" }, series.map((one) => h("span", {}, h("i", { class: one.dash ? "key dashed" : "key", style: { "--c": one.color } }), h("bdi", {}, f.short(one.name, 40)))));
+export const legend = (series, more = []) => h("p", { class: "legend" }, series.map((one) => h("span", {}, h("i", { class: one.dash ? "key dashed" : "key", style: { "--c": one.color } }), h("bdi", {}, f.short(one.name, 40)))), more);
