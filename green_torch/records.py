@@ -14,6 +14,7 @@ from typing import TypeVar, final
 from green_torch.units import grams, hours, kwh, si
 
 SCHEMA_VERSION = 1
+REQUEUE = 75  # exit code of a run that leaves to be queued again: "temporary failure, try again" (EX_TEMPFAIL of BSD's sysexits)
 
 
 class Method(StrEnum):
@@ -513,7 +514,7 @@ class RunSummary:
     """
 
     manifest: Manifest
-    status: str  # running | completed | failed
+    status: str  # running | completed | requeued | failed
     resolved_through: int | None
     last_step: int | None
     totals: RunTotals

@@ -30,7 +30,7 @@ from green_torch.errors import ArgumentError, UsageError
 from green_torch.journal import NOTHING_RAN, Journal
 from green_torch.outlet import TICK_S
 from green_torch.recorder import PATIENCE_S, Recorder
-from green_torch.records import DevicePeak, Embodied, Flag, FlopCount, Manifest, Phase, RunSummary, RunTotals
+from green_torch.records import REQUEUE, DevicePeak, Embodied, Flag, FlopCount, Manifest, Phase, RunSummary, RunTotals
 from green_torch.sampler import Sampler
 from green_torch.segments import Checkpoint, carried, checkpoint, last_of_job
 from green_torch.sinks.jsonl import JsonlSink, next_segment, run_file
@@ -271,7 +271,7 @@ class Tracker:
         if not self._enabled or self._journal is None:
             return
         _active = None
-        status = "completed" if kind is None or (isinstance(error, SystemExit) and not error.code) else "failed"
+        status = "completed" if kind is None else _status_of(error)
         if kind is not None and status == "failed":
             self._warnings.note(f"ended by {kind.__name__}")
         try:
@@ -700,6 +700,13 @@ class Tracker:
 
 
 track = Tracker
+
+
+def _status_of(error: BaseException | None) -> str:
+    """How a run ended that this leaves: ``sys.exit()`` completes it, and with 75 it is to be queued again, whoever said so."""
+    if isinstance(error, SystemExit):
+        return "completed" if not error.code else "requeued" if error.code == REQUEUE else "failed"
+    return "failed"
 
 
 def _in_forked_child() -> None:

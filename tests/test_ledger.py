@@ -174,6 +174,7 @@ def test_a_phase_can_be_left_out() -> None:
     [
         ("completed", 1.0, Status.COMPLETED),
         ("failed", 1.0, Status.FAILED),
+        ("requeued", 1e5, Status.REQUEUED),
         (None, 60.0, Status.RUNNING),
         (None, 1e5, Status.KILLED),
         ("running", 1e5, Status.KILLED),
@@ -350,6 +351,17 @@ def test_the_last_start_decides(tmp_path: Path) -> None:
     assert run.status is Status.KILLED
     assert run.wasted.energy_j == pytest.approx(600.0)
     assert run.useful.energy_j is None
+
+
+def test_a_run_that_is_queued_again_has_not_ended(tmp_path: Path) -> None:
+    """One that left with 75 is neither lost nor of those that ended, and its work is useful; a rank of it that failed makes it a failure."""
+    written(tmp_path, run_id="r", status="requeued", world_size=2)
+    (run,) = read(tmp_path).runs
+    assert not (run.finished or run.lost)
+    assert (run.useful.energy_j, run.wasted.energy_j, run.n_steps) == (pytest.approx(300.0), None, 10)
+    assert ledger.failed_share(ledger.group("all", [run])).n_ended == 0
+    written(tmp_path, run_id="r", status="failed", rank=1, world_size=2)
+    assert read(tmp_path).runs[0].status is Status.FAILED
 
 
 def test_a_restart_that_tells_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from green_torch import track
+from green_torch import ledger, track
 from green_torch.errors import ArgumentError, GreenTorchWarning, IntensityError
 from green_torch.intensity import ConstantIntensity, Trace
 from green_torch.lightning import CarbonAwarePause
-from green_torch.records import IntensityPoint
-from green_torch.schedule.pausing import REQUEUE, RESUME_FILE, Pauses
+from green_torch.records import REQUEUE, IntensityPoint
+from green_torch.schedule.pausing import RESUME_FILE, Pauses
 from green_torch.testing import ScriptedClock, ScriptedMeter
 from green_torch.units import NS_PER_S
 from tests.lightning_bench import PACKAGES, POWER_W, Bench
@@ -415,6 +415,28 @@ def test_slurm_finds_the_checkpoint_by_itself(tmp_path, clock, monkeypatch):
     assert len(second.seen) < 40
 
 
+def requeued(directory) -> bool:
+    """Whether the one run on disk counts as queued again: not ended, nothing lost, nothing wasted."""
+    (run,) = ledger.read(directory).runs
+    return run.status == "requeued" and not (run.finished or run.lost) and not run.wasted.energy_j and run.n_steps > 0
+
+
+def test_a_fit_that_leaves_is_not_wasted(tmp_path):
+    """Its run ends as "requeued" and counts as useful; taken up from the checkpoint it is one run of two segments, completed."""
+    bench = Bench(tmp_path)
+    options = {"poll_interval_s": 30.0}
+    with pytest.raises(SystemExit):
+        Fit(tmp_path, bench.monitor(**options), pausing(tmp_path, bench.clock, on_pause="exit"), clock=bench.clock).run()
+    assert requeued(tmp_path)
+    bench.clock.advance(2 * 3600)
+    again = pausing(tmp_path, bench.clock, on_pause="exit", provider=Trace(tmp_path / "grid.csv"))
+    Fit(tmp_path, bench.monitor(**options), again, clock=bench.clock).run(ckpt_path="hpc")
+    (run,) = ledger.read(tmp_path).runs
+    assert [str(one.status) for one in run.segments] == ["requeued", "completed"]
+    assert (str(run.status), run.n_steps) == ("completed", N_EPOCHS * N_BATCHES)
+    assert run.redone.energy_j is None
+
+
 # ── arguments ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -477,6 +499,7 @@ def test_a_plain_loop_leaves(tmp_path, clock):
     assert leaving.value.code == REQUEUE
     (at,) = saved
     assert 9 <= at <= 13
+    assert requeued(tmp_path)
     told = datetime.fromisoformat((tmp_path / RESUME_FILE).read_text().strip()).astimezone().timestamp()
     assert (told - EPOCH_NS / 1e9) / 60 == pytest.approx(70, abs=2)
 

@@ -2,7 +2,8 @@
 
 A run is every file that bears its id: one for each rank and each start of the process. Its totals are the sums over them. *Useful*
 totals leave out what an uninterrupted run would not have done: steps that a later segment did again, and the set-up of segments that
-went on from a checkpoint. A run that failed or was killed, and was not taken up again, has no useful part.
+went on from a checkpoint. A run that failed or was killed, and was not taken up again, has no useful part; one that left to be queued
+again has.
 
 A segment that goes on from a checkpoint of a run that had completed is a *branch*: fine-tuning, or training on for longer. What had
 led to the completed end stays useful, steps beyond the checkpoint included, and setting up the branch is no waste. A branch that is
@@ -34,9 +35,14 @@ _QUIET_RECORDS = 10  # or so many times as long as its records or phases take, w
 
 
 class Status(StrEnum):
-    """How a run, or one start of it, ended. ``superseded`` is for a start whose every step was done again by a later one."""
+    """How a run, or one start of it, ended.
+
+    ``requeued``: it left to be queued again (exit code 75), so what it used is not wasted. ``superseded`` is for a start whose every step
+    was done again by a later one.
+    """
 
     COMPLETED = "completed"
+    REQUEUED = "requeued"
     FAILED = "failed"
     KILLED = "killed"
     RUNNING = "running"
@@ -134,8 +140,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it ended, well or not."""
-        return self.status is not Status.RUNNING
+        """Whether it ended, well or not; one that is to be queued again has not."""
+        return self.status not in {Status.RUNNING, Status.REQUEUED}
 
     @property
     def lost(self) -> bool:
@@ -166,7 +172,7 @@ def status_of(summary: RunSummary | None, record: StepRecord | None, quiet_s: fl
     Its own summary tells. Without one it was killed if it has been quiet for longer than ``patience_s``, or ten times what its last
     record, or one of its evaluations or other phases, took: whichever is longer.
     """
-    if summary is not None and summary.status in {Status.COMPLETED, Status.FAILED}:
+    if summary is not None and summary.status in {Status.COMPLETED, Status.REQUEUED, Status.FAILED}:
         return Status(summary.status)
     if record is not None:
         spans = [record.duration_s]
@@ -197,7 +203,11 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
         ordered = [_judged(one, order, totals_at) for one in ordered]
     job = [one for one in ordered if one.path == last.path or one.ended_unix_ns > last.manifest.started_unix_ns]
     status = next(
-        (status for status in (Status.RUNNING, Status.FAILED, Status.KILLED) if any(one.status is status for one in job)),
+        (
+            status
+            for status in (Status.RUNNING, Status.FAILED, Status.KILLED, Status.REQUEUED)
+            if any(one.status is status for one in job)
+        ),
         Status.COMPLETED,
     )
     all_of_it = total(one.totals for one in ordered)

@@ -14,12 +14,11 @@ import torch
 from green_torch.errors import GreenTorchError
 from green_torch.lightning.monitor import GreenMonitor
 from green_torch.lightning.packages import Callback
-from green_torch.records import Phase
+from green_torch.records import REQUEUE, Phase
 from green_torch.schedule.pausing import (
     CHECK_EVERY_S,
     IDLE_SHARE,
     MIN_SAVING,
-    REQUEUE,
     RESUME_FILE,
     Pause,
     Pauses,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, final
 from green_torch.clock import HostClock
 from green_torch.errors import ArgumentError, GreenTorchError
 from green_torch.intensity.online import iso
+from green_torch.records import REQUEUE
 from green_torch.schedule.outlook import DAY_S, Outlook, outlook, repeated
 from green_torch.schedule.planning import RESUME_OVERHEAD_S, Plan, plan, seconds, unix_ns
 from green_torch.schedule.series import series
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from green_torch.protocols import Clock
     from green_torch.schedule.planning import Duration
 
-REQUEUE = 75  # exit code: "temporary failure, try again" (EX_TEMPFAIL of BSD's sysexits)
 RESUME_FILE = "green_resume_at"
 CHECK_EVERY_S = 900.0
 IDLE_SHARE = 0.2  # a guess, to be replaced by the machine's own
