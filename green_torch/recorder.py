@@ -140,6 +140,12 @@ class Recorder:
         return self._point, self._point_unix_ns
 
     @property
+    def totals(self) -> RunTotals:
+        """The run as far as it is resolved."""
+        with self._short:
+            return self._totals.build()
+
+    @property
     def pending(self) -> int:
         """Spans not yet resolved."""
         return len(self._queue)
@@ -381,8 +387,7 @@ class Recorder:
 
     def own_totals(self, status: str = "running") -> RankTotals:
         """What this rank tells the others of itself."""
-        with self._short:
-            totals = self._totals.build()
+        totals = self.totals
         return self._rank_totals(status, totals, self._projections(totals))
 
     def _rank_totals(self, status: str, totals: RunTotals, projections: tuple[float | None, float | None]) -> RankTotals:

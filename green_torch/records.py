@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar, final
 
-from green_torch.units import grams, hours, kwh, si
+from green_torch.units import grams, hours, kwh, ns_to_s, si
 
 SCHEMA_VERSION = 1
-REQUEUE = 75  # exit code of a run that leaves to be queued again: "temporary failure, try again" (EX_TEMPFAIL of BSD's sysexits)
+REQUEUE = (
+    75  # exit code of a run that leaves to be queued again: "temporary failure, try again" (EX_TEMPFAIL of BSD's sysexits)
+)
 
 
 class Method(StrEnum):
@@ -450,6 +452,63 @@ class Embodied:
     manufacturing_hi_kg: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deferral:
+    """Work that was put off for a cleaner grid: what that was planned to save, and what it saved by the figures that the grid then had.
+
+    ``planned_g_per_kwh`` and ``planned_baseline_g_per_kwh`` are grams per useful hour of a constant draw of 1 kW, from
+    ``baseline_unix_ns`` on: with the wait, idling and resumes included, and for the ``baseline``, which worked from there without a wait.
+    ``realised_...`` are the same by the same provider's figures after the fact, over ``realised_work_s`` of useful work done by
+    ``realised_until_unix_ns``. ``None``: not known; ``unknown`` says why. ``idle_share`` is the draw while waiting over that at work,
+    and ``idle_basis`` how it is known: "given", "metered" or "assumed". The work stood still from ``stop_unix_ns`` to
+    ``resume_unix_ns``: as planned, until it went on.
+    """
+
+    policy: str
+    baseline: str
+    method: str  # what the plan took the intensity ahead from
+    region: str
+    source: str
+    kind: str
+    baseline_unix_ns: int
+    deadline_unix_ns: int
+    work_s: float  # useful work to be done by the deadline
+    stop_unix_ns: int
+    resume_unix_ns: int
+    planned_g_per_kwh: float | None = None
+    planned_baseline_g_per_kwh: float | None = None
+    resume_s: float = 0.0  # work that the resume adds
+    idle_share: float = 0.0
+    idle_basis: str = ""
+    realised_g_per_kwh: float | None = None
+    realised_baseline_g_per_kwh: float | None = None
+    realised_idle_share: float | None = None
+    realised_work_s: float | None = None
+    realised_until_unix_ns: int | None = None
+    unknown: str = "the run has not told it"
+
+    @property
+    def waits_in_place(self) -> bool:
+        """Whether what waits goes on drawing power."""
+        return bool(self.idle_basis)
+
+    @property
+    def planned_saving(self) -> float | None:
+        """As a fraction of the baseline; negative: it costs more."""
+        return _saving(self.planned_g_per_kwh, self.planned_baseline_g_per_kwh)
+
+    @property
+    def realised_saving(self) -> float | None:
+        """As a fraction of the baseline; negative: it cost more."""
+        return _saving(self.realised_g_per_kwh, self.realised_baseline_g_per_kwh)
+
+
+def _saving(emissions: float | None, baseline: float | None) -> float | None:
+    if emissions is None or baseline is None:
+        return None
+    return 1 - emissions / baseline if baseline else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What the numbers of a run mean: written first, and again when more is known (the last one counts).
@@ -466,7 +525,8 @@ class Manifest:
     rank zero also those of ranks that are no more): all of it, wasted work included. They are no part of any record's ``totals``,
     which are the segment's own. ``job`` names the job that the run is part of and the node it is on, as its scheduler does
     (``scheduler``, ``job_id``, ``array_job_id``, ``array_task_id``, ``node_list``, ``node``, ``restart_count``, ``elastic_run_id``,
-    ``elastic_restart_count``), where it tells.
+    ``elastic_restart_count``), where it tells. ``deferrals`` are waits before the run and pauses in it for a cleaner grid, those of earlier
+    segments among them, on rank zero.
     """
 
     run_id: str
@@ -496,6 +556,7 @@ class Manifest:
     carried_energy_j: float | None = None
     carried_emissions_g: float | None = None
     job: Mapping[str, str] = field(default_factory=dict)
+    deferrals: tuple[Deferral, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -558,6 +619,7 @@ class RunSummary:
             *self._energy_lines(),
             *self._efficiency_lines(),
             *self._carbon_lines(),
+            *self._deferral_lines(),
             *self._job_lines(),
             *(("not metered", reason) for reason in manifest.missing),
             *(
@@ -617,6 +679,15 @@ class RunSummary:
             yield "  saving", f"{grams(self.projected_savings_g)} against {manifest.baseline}"
         if self.cost is not None:
             yield "cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
+
+    def _deferral_lines(self) -> Iterator[tuple[str, str]]:
+        """What putting work off was planned to save, and did."""
+        for one in self.manifest.deferrals:
+            planned = "not known" if one.planned_saving is None else f"{one.planned_saving:.1%}"
+            saved = f"not known ({one.unknown})" if one.realised_saving is None else f"{one.realised_saving:.1%}"
+            waited = hours(ns_to_s(one.resume_unix_ns - one.stop_unix_ns))
+            by = f"{one.method}, {one.region}, {one.kind}, {one.source}"
+            yield "put off", f"{waited} ({one.policy}): saved {saved}, planned {planned}, against {one.baseline} ({by})"
 
     def _job_lines(self) -> Iterator[tuple[str, str]]:
         """All ranks together, and who lags or draws most; on rank zero of several."""

@@ -12,7 +12,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import GreenTorchError
-from green_torch.records import RunTotals
+from green_torch.records import Deferral, RunTotals
 from green_torch.sinks.jsonl import read_last, run_files
 from green_torch.surroundings import same_job
 from green_torch.totals import known_sum
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from green_torch.records import Manifest
+    from green_torch.sinks.jsonl import RunFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,17 @@ def checkpoint(state: object) -> Checkpoint | None:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What earlier segments used, wasted work included; ``None`` where none of them knows. ``unread`` names files that can't be read."""
+    """What earlier segments used, wasted work included; ``None`` where none of them knows. ``unread`` names files that can't be read.
+
+    ``deferrals`` are those that the newest of them knew of; ``left_unix_ns`` is when it left to be queued again, if it did.
+    """
 
     energy_j: float | None = None
     emissions_g: float | None = None
     segments: int = 0
     unread: tuple[str, ...] = ()
+    deferrals: tuple[Deferral, ...] = ()
+    left_unix_ns: int | None = None
 
 
 def carried(directories: Iterable[str | Path], manifest: Manifest, *, own: Path | None) -> Carried:
@@ -68,6 +74,7 @@ def carried(directories: Iterable[str | Path], manifest: Manifest, *, own: Path 
     files: set[Path] = set()
     unread: list[str] = []
     runs: list[tuple[Manifest, RunTotals]] = []
+    newest: RunFile | None = None
     for directory in directories:
         files |= {
             path.resolve()
@@ -83,12 +90,25 @@ def carried(directories: Iterable[str | Path], manifest: Manifest, *, own: Path 
         if run.manifest.run_id == manifest.run_id:
             last = run.summary or (run.records[-1] if run.records else None)
             runs.append((run.manifest, last.totals if last else RunTotals()))
+            if run.manifest.rank == manifest.rank and (
+                newest is None or run.manifest.started_unix_ns >= newest.manifest.started_unix_ns
+            ):
+                newest = run
     return Carried(
         _most([(run, totals.energy_j, run.carried_energy_j) for run, totals in runs], manifest.rank),
         _most([(run, totals.emissions_g, run.carried_emissions_g) for run, totals in runs], manifest.rank),
         len(runs),
         tuple(unread),
+        newest.manifest.deferrals if newest else (),
+        _left_unix_ns(newest) if newest else None,
     )
+
+
+def _left_unix_ns(run: RunFile) -> int | None:
+    """When a segment left to be queued again; ``None`` where it ended otherwise."""
+    if run.summary is None or run.summary.status != "requeued":
+        return None
+    return run.records[-1].time_unix_ns if run.records else run.manifest.started_unix_ns
 
 
 def _most(runs: Sequence[tuple[Manifest, float | None, float | None]], rank: int) -> float | None:

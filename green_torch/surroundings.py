@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
+DEFERRAL = "GREEN_TORCH_DEFERRAL"  # environment variable by which green-torch wait tells the run what waiting was to save
 _STATUS = Path("/proc/self/status")
 _JOB = {
     "job_id": "SLURM_JOB_ID",

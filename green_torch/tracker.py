@@ -36,6 +36,7 @@ from green_torch.segments import Checkpoint, carried, checkpoint, last_of_job
 from green_torch.sinks.jsonl import JsonlSink, next_segment, run_file
 from green_torch.steps import Cadence
 from green_torch.surroundings import (
+    DEFERRAL,
     common_run_id,
     described,
     device_of,
@@ -62,7 +63,8 @@ if TYPE_CHECKING:
     from green_torch.journal import Ran
     from green_torch.protocols import Clock, IntensityProvider, Meter, Sink
     from green_torch.ranks import Ranks
-    from green_torch.records import JobTotals, RankTotals
+    from green_torch.records import Deferral, JobTotals, RankTotals
+    from green_torch.schedule.accounting import Account
     from green_torch.schedule.pausing import LoopPauses
 
 POLL_INTERVAL_S = 0.01
@@ -148,6 +150,8 @@ class Tracker:
         self._file: Path | None = None
         self._ranks: Ranks | None = None
         self._pauses: LoopPauses | None = None
+        self._account: Account | None = None
+        self._looks_after = False  # whether the account is held against the grid's figures by itself
         self._dtype: str | None = None
         self._peaks: dict[str, DevicePeak] = {}
         self._given: FlopCount | None = None
@@ -350,11 +354,45 @@ class Tracker:
             from green_torch.schedule.pausing import LoopPauses
 
             options = {"provider": self._provider, "clock": self._clock, **how}
-            self._pauses = LoopPauses(directory=self._log_dir or Path.cwd(), save=save, warn=self._warnings, **options)
+            directory = self._log_dir or Path.cwd()
+            self._pauses = LoopPauses(directory=directory, save=save, warn=self._warnings, account=self.account, **options)
             self._halts.append(self._pauses.close)
         planned = self.manifest.planned_steps
         left = planned - 1 - self.last_step if steps_left is None and planned is not None else steps_left
         return self._pauses.after_step(left, self.phase)
+
+    @property
+    def account(self) -> Account | None:
+        """Keeps account of what is put off for a cleaner grid, for adapters; ``None`` where nothing is measured, and on ranks but zero."""
+        if self._account is None and self._enabled and self._place.rank == 0:
+            from green_torch.schedule.accounting import Account  # loads numpy
+
+            self._account = Account(self._clock, self._idle_share, lambda all_: self._recorder.restate(deferrals=all_))
+        return self._account
+
+    def _idle_share(self) -> float | None:
+        from green_torch.schedule.accounting import idle_share
+
+        totals = self._recorder.totals
+        train, paused = totals.phase(Phase.TRAIN), totals.phase(Phase.PAUSED)
+        return idle_share((train.energy_j, train.duration_s), (paused.energy_j, paused.duration_s))
+
+    def _put_off(self, before: tuple[Deferral, ...] = (), left_unix_ns: int | None = None) -> None:
+        """Takes up what was put off before this start: by earlier segments, and by the command that started it."""
+        text = os.environ.get(DEFERRAL)
+        account = self.account if before or text or self._account else None
+        if account is None:
+            return
+        from green_torch.schedule.accounting import LOOK_S, taken
+
+        account.watch(self._provider)
+        account.carry(before, left_unix_ns)
+        waited = taken(text) if text else None
+        if waited is not None:
+            account.add(waited)
+        if self._journal is not None and not self._looks_after:
+            self._looks_after = True
+            self._halts.append(self._clock.every(LOOK_S, account.look, "what waiting saves"))
 
     def suspend(self) -> AbstractContextManager[None]:
         """Stops the run's clock: what passes within (another variant's turn, a debugger) belongs to nobody."""
@@ -451,6 +489,7 @@ class Tracker:
         for why in found.unread:
             self._warnings(f"an earlier segment is left out of the run's totals: {why}")
         self._recorder.restate(carried_energy_j=found.energy_j, carried_emissions_g=found.emissions_g)
+        self._put_off(found.deferrals, found.left_unix_ns)
 
     def warn(self, text: str, *, key: str = "") -> None:
         """Says once (per ``key``) what is missing or uncertain, and keeps it for the summary; for adapters. Never raises."""
@@ -529,6 +568,7 @@ class Tracker:
             self._recorder.tick(journal.unread_since_ns)
 
         self._halts.append(clock.every(TICK_S, tick, "recorder"))
+        self._put_off()
 
     def _close(self, status: str) -> None:
         journal, self._journal = self._journal, None
@@ -556,6 +596,8 @@ class Tracker:
             for name, why in self._sampler.failing().items():
                 self._warnings(f"{name} could not be read at the end ({why}): its joules are missing from then on")
             self._recorder.conclude(deadline_ns)
+            if self._account is not None:
+                self._account.reckon(tell=True)
             self._part(status, deadline_ns)
             self._summary = self._recorder.finish(status, lambda: self._warnings.said)
             if self._own_writer and self._writer is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from green_torch.cli import main, report
-from green_torch.records import Domain, Embodied, IntensityPoint, Method
+from green_torch.records import Deferral, Domain, Embodied, IntensityPoint, Method
 from green_torch.units import kwh
 from tests.test_ledger import FRANCE, MANIFEST, START_NS, written
 
@@ -78,6 +78,50 @@ def test_the_table_tells_what_was_used_and_wasted(
     assert "per token" in text
     assert "Left out: 1" in text
     assert max(map(len, text.partition("Energy is")[0].splitlines())) <= int(width)
+
+
+DEFERRAL = Deferral(
+    policy="a pause, waiting in place",
+    baseline="running on without a pause",
+    method="forecast",
+    region="GB",
+    source="UK NESO",
+    kind="direct, average",
+    baseline_unix_ns=START_NS,
+    deadline_unix_ns=START_NS + 10 * 3600 * 10**9,
+    work_s=4 * 3600.0,
+    stop_unix_ns=START_NS,
+    resume_unix_ns=START_NS + 2 * 3600 * 10**9,
+    planned_g_per_kwh=150.0,
+    planned_baseline_g_per_kwh=200.0,
+    idle_share=0.2,
+    idle_basis="assumed",
+    realised_g_per_kwh=180.0,
+    realised_baseline_g_per_kwh=200.0,
+    realised_work_s=3 * 3600.0,
+    unknown="",
+)
+
+
+def test_planned_and_realised_savings_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With baseline, interval, zone, slack, policy and method; what is not known says why; JSON has the fractions."""
+    blind = replace(
+        DEFERRAL, baseline_unix_ns=START_NS + 1, realised_g_per_kwh=None, realised_work_s=None, unknown="nobody looked"
+    )
+    written(tmp_path, deferrals=(DEFERRAL, blind))
+    text = run(capsys, tmp_path, "--format", "markdown").replace("<br>", " ")
+    for said in (
+        r"25.0 % (150 against 200) idle draw 20% of that at work, assumed | 10.0 % (180 against 200) over 3 h of work",
+        "not known nobody looked",
+        "running on without a pause from",
+        "slack 6 h",
+        "GB: forecast, direct, average, UK NESO",
+    ):
+        assert said in text
+    (told,) = json.loads(run(capsys, tmp_path, "--format", "json"))["runs"]
+    assert [one["planned_saving"] for one in told["put_off"]] == [0.25, 0.25]
+    assert [one["realised_saving"] for one in told["put_off"]] == [pytest.approx(0.1), None]
+    assert "Put off" not in run(capsys, written(tmp_path / "other").parents[1])
 
 
 def test_energy_adds_up_over_groups(runs: Path) -> None:

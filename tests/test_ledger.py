@@ -357,7 +357,7 @@ def test_a_run_that_is_queued_again_has_not_ended(tmp_path: Path) -> None:
     """One that left with 75 is neither lost nor of those that ended, and its work is useful; a rank of it that failed makes it a failure."""
     written(tmp_path, run_id="r", status="requeued", world_size=2)
     (run,) = read(tmp_path).runs
-    assert not (run.finished or run.lost)
+    assert (run.finished, run.lost) == (False, False)
     assert (run.useful.energy_j, run.wasted.energy_j, run.n_steps) == (pytest.approx(300.0), None, 10)
     assert ledger.failed_share(ledger.group("all", [run])).n_ended == 0
     written(tmp_path, run_id="r", status="failed", rank=1, world_size=2)

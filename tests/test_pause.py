@@ -504,6 +504,69 @@ def test_a_plain_loop_leaves(tmp_path, clock):
     assert (told - EPOCH_NS / 1e9) / 60 == pytest.approx(70, abs=2)
 
 
+def test_a_pause_tells_what_it_saved(tmp_path, clock):
+    """Planned and realised are against running on, by the same provider and the same sum: an hour at 500 g/kWh left out, 0.2 of it idled."""
+    tracker, _ = loop(tmp_path, clock)
+    (told,) = tracker.manifest.deferrals
+    assert (told.method, told.kind, told.region) == ("forecast", "unknown, average", "grid")
+    assert (told.idle_share, told.idle_basis, told.unknown) == (0.2, "assumed", "")
+    begin, stop, resume, until = (
+        (at - EPOCH_NS - NS_PER_S) / 60e9
+        for at in (told.baseline_unix_ns, told.stop_unix_ns, told.resume_unix_ns, told.realised_until_unix_ns)
+    )
+    worked = (stop - begin) + (until - resume) - 0.5  # half a minute of it to resume
+    dirty = max(0.0, stop - max(begin, DIRTY[0]))
+    at_work = 100 * (stop - begin - dirty + until - resume) + 500 * dirty
+    idled = 500 * (DIRTY[1] - stop) + 100 * (resume - DIRTY[1])
+    share = told.realised_idle_share
+    assert share == pytest.approx(1.0, abs=0.01)  # the meter's power is the same in a pause, as the run has metered by then
+    assert told.realised_work_s / 60 == pytest.approx(worked, abs=1e-3)
+    assert told.realised_g_per_kwh == pytest.approx((at_work + share * idled) / worked, rel=1e-3)
+    clean = max(0.0, min(DIRTY[0] - begin, worked))
+    assert told.realised_baseline_g_per_kwh == pytest.approx((100 * clean + 500 * (worked - clean)) / worked, rel=1e-3)
+    assert told.planned_saving > 0.4
+    assert told.realised_saving < told.planned_saving  # it idles at five times the draw that was assumed
+    assert "against running on without a pause" in str(tracker.summary())
+
+
+def test_a_run_that_comes_again_knows_what_leaving_saved(tmp_path, clock):
+    """Left for an hour at 500 g/kWh: the next start takes the pause up from the files, with the time at which it really went on."""
+    state: dict = {}
+    with pytest.raises(SystemExit):
+        loop(tmp_path, clock, on_pause="exit", save=lambda: state.update(step=0))
+    (left_then,) = ledger.read(tmp_path).runs[0].deferrals
+    assert left_then.planned_saving > 0.5
+    clock.advance(2 * 3600)
+    meter = ScriptedMeter(clock, {"gpu0": POWER_W}, interval_s=10.0)
+    run = ledger.read(tmp_path).runs[0]
+    with track(log_dir=tmp_path, clock=clock, meters=[meter], intensity=Trace(tmp_path / "grid.csv")) as tracker:
+        tracker.load_state_dict({"run_id": run.run_id, "segment": 1, "step": run.segments[0].last_step})
+        for _ in range(25):
+            clock.advance(STEP_S)
+            tracker.step()
+    (told,) = ledger.read(tmp_path).runs[0].deferrals
+    assert told == tracker.manifest.deferrals[0]
+    assert (told.resume_unix_ns - left_then.stop_unix_ns) / 60e9 == pytest.approx(120, abs=0.1)
+    assert told.realised_g_per_kwh == pytest.approx(100, rel=0.2)
+    assert told.realised_saving == pytest.approx(told.planned_saving, abs=0.1)
+
+
+def test_figures_of_another_grid_tell_nothing(tmp_path, clock):
+    """A run that goes on by another provider says that the saving is not known, and why."""
+    with pytest.raises(SystemExit):
+        loop(tmp_path, clock, on_pause="exit", save=lambda: None)
+    run = ledger.read(tmp_path).runs[0]
+    clock.advance(2 * 3600)
+    with track(log_dir=tmp_path, clock=clock, meters=[], intensity=100.0) as tracker:
+        tracker.load_state_dict({"run_id": run.run_id, "segment": 1, "step": 9})
+        clock.advance(STEP_S)
+        tracker.step()
+    (told,) = tracker.manifest.deferrals
+    assert (told.realised_saving, told.realised_g_per_kwh) == (None, None)
+    assert "given by the user" in told.unknown
+    assert "saved not known (the figures since then are of" in str(tracker.summary())
+
+
 def test_a_plain_loop_names_wrong_arguments(tmp_path, clock):
     """At the first call: no limit, an unknown word, leaving without a way to save, a provider that looks nowhere."""
     for how, says in (

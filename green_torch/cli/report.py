@@ -178,6 +178,8 @@ def sections(report: Report) -> Iterator[Section]:
         yield _energy(whole)
         yield _emissions(whole)
         yield _waste(report)
+        if any(run.deferrals for run in whole.runs):
+            yield _put_off(whole)
         if whole.functional_units:
             yield _sci(whole)
         if report.details:
@@ -331,6 +333,53 @@ def _waste(report: Report) -> Section:
         "A run without an end that has written nothing for 15 minutes (longer where its records are longer) reads as killed."
     )
     return Section("Wasted", ("", "energy", "of all", "gCO2e"), rows, tuple(notes), n_totals=1)
+
+
+def _put_off(whole: Group) -> Section:
+    """What was put off for a cleaner grid: planned against realised, each by its own baseline."""
+    rows = []
+    for run in whole.runs:
+        for one in run.deferrals:
+            slack_s = ns_to_s(one.deadline_unix_ns - one.baseline_unix_ns) - one.work_s
+            idle = f"\nidle draw {one.idle_share:.0%} of that at work, {one.idle_basis}" if one.idle_basis else ""
+            rows.append(
+                (
+                    _named(run),
+                    f"{utc_minute(one.stop_unix_ns)} to\n{utc_minute(one.resume_unix_ns)}\n{one.policy}",
+                    _saving_text(one.planned_saving, one.planned_g_per_kwh, one.planned_baseline_g_per_kwh) + idle,
+                    _saving_text(one.realised_saving, one.realised_g_per_kwh, one.realised_baseline_g_per_kwh)
+                    + (
+                        f"\n{printable(one.unknown)}"
+                        if one.realised_work_s is None
+                        else f"\nover {one.realised_work_s / S_PER_HOUR:.3g} h of work"
+                    ),
+                    f"{one.baseline}\nfrom {utc_minute(one.baseline_unix_ns)}, slack {slack_s / S_PER_HOUR:.3g} h",
+                    printable(f"{one.region}: {one.method}, {one.kind}, {one.source}"),
+                )
+            )
+    return Section(
+        "Put off for a cleaner grid",
+        ("run", "from, to (UTC)", "planned saving", "realised saving", "against", "grid"),
+        tuple(rows),
+        (
+            (
+                "Fractions of the baseline's emissions at a constant draw at work, in brackets both as gCO2e per kW and useful hour; "
+                "realised: by the same provider's figures after the fact. Savings of one run overlap, each from its own plan on: the first is "
+                "the run's."
+            ),
+        ),
+    )
+
+
+def _saving_text(saving: float | None, g_per_kwh: float | None, baseline_g_per_kwh: float | None) -> str:
+    if saving is None:
+        return "not known"
+    return f"{percent(saving)} ({g_per_kwh:.0f} against {baseline_g_per_kwh:.0f})"
+
+
+def utc_minute(unix_ns: int) -> str:
+    """An instant to the minute: "2026-01-31 12:00"."""
+    return datetime.fromtimestamp(ns_to_s(unix_ns), UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _sci(whole: Group) -> Section:

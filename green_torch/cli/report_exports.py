@@ -144,6 +144,10 @@ def _run(run: Run, report: Report) -> dict[str, Any]:
         "notes": list(run.notes),
         "missing": sorted({why for one in run.segments for why in one.manifest.missing}),
         "wasted": plain(run.wasted),
+        "put_off": [
+            {**plain(one), "planned_saving": one.planned_saving, "realised_saving": one.realised_saving}
+            for one in run.deferrals
+        ],
         "files": [
             {
                 "path": str(one.path),

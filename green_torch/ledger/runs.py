@@ -28,7 +28,7 @@ from green_torch.records import Flag, Manifest, Phase, RunTotals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from green_torch.records import RunSummary, StepRecord
+    from green_torch.records import Deferral, RunSummary, StepRecord
 
 QUIET_S = 900.0  # so long a run may write nothing and still be taken for running
 _QUIET_RECORDS = 10  # or so many times as long as its records or phases take, whichever is longer
@@ -132,6 +132,12 @@ class Run:
             return self.segments
         rank = min(one.manifest.rank for one in self.segments)
         return tuple(one for one in self.segments if one.manifest.rank == rank)
+
+    @property
+    def deferrals(self) -> tuple[Deferral, ...]:
+        """What was put off for a cleaner grid, as each start of the first rank last knew it."""
+        known = {one.baseline_unix_ns: one for segment in self.first_rank for one in segment.manifest.deferrals}
+        return tuple(known[begin_ns] for begin_ns in sorted(known))
 
     @property
     def duration_s(self) -> float:

@@ -17,7 +17,6 @@ from green_torch.lightning.packages import Callback
 from green_torch.records import REQUEUE, Phase
 from green_torch.schedule.pausing import (
     CHECK_EVERY_S,
-    IDLE_SHARE,
     MIN_SAVING,
     RESUME_FILE,
     Pause,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from green_torch.protocols import Clock
     from green_torch.schedule.planning import Duration
+    from green_torch.tracker import Tracker
 
 _log = logging.getLogger("green_torch")
 _IN_PLACE = "green_pause.ckpt"
@@ -64,14 +64,16 @@ class CarbonAwarePause(Callback):
     ``sbatch --begin=`` takes it. Both are removed when the fit is done.
 
     Args:
-        provider: with a forecast or a history: ``ElectricityMaps``, ``UKNeso``, ``WattTime``, ``Trace``.
+        provider: with a forecast or a history: ``ElectricityMaps``, ``UKNeso``, ``WattTime``, ``Trace``. One with ``at`` alone makes it wait (in
+            place only) while the grid is dirtier than it was wont to be.
         deadline: when the fit must be done: a ``datetime`` with its offset, or seconds (a ``timedelta``) from its start. A job that leaves and
             comes again needs a ``datetime``.
         max_wait: how long it may pause, each time it is started, in seconds or as a ``timedelta``.
         on_pause: "wait" or "exit".
         min_saving: less than this fraction of what is left of the fit isn't worth a pause.
         resume_overhead: what a pause adds to the work.
-        idle_share: draw while waiting in place over that at work; a guess unless you give your machine's.
+        idle_share: draw while waiting in place over that at work; where not given, what a :class:`GreenMonitor` beside it has metered in an
+            earlier pause, and 0.2 (an assumption) before the first.
         queue_delay: time in the queue before a job that left goes on.
         check_every: how often to look ahead, off the training thread.
         checkpoint: whether to save one before waiting in place too.
@@ -90,7 +92,7 @@ class CarbonAwarePause(Callback):
         on_pause: Literal["wait", "exit"] = "wait",
         min_saving: float = MIN_SAVING,
         resume_overhead: Duration = RESUME_OVERHEAD_S,
-        idle_share: float = IDLE_SHARE,
+        idle_share: float | None = None,
         queue_delay: Duration = 0.0,
         check_every: Duration = CHECK_EVERY_S,
         checkpoint: bool = True,
@@ -135,7 +137,8 @@ class CarbonAwarePause(Callback):
             self._restore(trainer)
         self._global_step = trainer.global_step
         self._pending = None
-        self._pauses.open(_Strategy(trainer))
+        tracker = _tracker(trainer)
+        self._pauses.open(_Strategy(trainer), tracker.account if tracker is not None else None)
         self._open = True
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -241,7 +244,7 @@ class CarbonAwarePause(Callback):
             _log.warning(
                 "CarbonAwarePause: %s. Leaving with exit code %d; the checkpoint is %s", described(pause), REQUEUE, path
             )
-        self._pauses.made.append(pause)
+        self._pauses.leave(pause)
         raise SystemExit(REQUEUE)
 
     def _note(self, path: Path) -> None:
@@ -319,11 +322,19 @@ def _resumable(trainer: Trainer) -> bool:
 
 def _phase(trainer: Trainer) -> AbstractContextManager[None]:
     """Phase ``paused`` of the monitor's run, if there is one."""
+    tracker = _tracker(trainer)
+    with suppress(GreenTorchError):
+        if tracker is not None:
+            return tracker.phase(Phase.PAUSED)
+    return nullcontext()
+
+
+def _tracker(trainer: Trainer) -> Tracker | None:
+    """The run of a monitor beside it, if it measures anything."""
     for one in trainer.callbacks:  # type: ignore[attr-defined]  # declared nowhere
         if isinstance(one, GreenMonitor) and one.tracker is not None and one.tracker.enabled:
-            with suppress(GreenTorchError):
-                return one.tracker.phase(Phase.PAUSED)
-    return nullcontext()
+            return one.tracker
+    return None
 
 
 def _next_checkpoint(folder: Path) -> Path:

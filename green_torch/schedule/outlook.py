@@ -108,10 +108,12 @@ class Threshold:
     """Runs where the grid is cleaner than it usually is, and whenever the deadline asks for it: for where nothing is known ahead.
 
     ``level_g_per_kwh`` is the quantile of the past that leaves just the time that the work needs: with 8 h of work in the next
-    24 h, a third of the past day was cleaner.
+    24 h, a third of the past day was cleaner. ``clean_g_per_kwh`` is the mean of that third.
     """
 
     level_g_per_kwh: float
+    now_g_per_kwh: float
+    clean_g_per_kwh: float
     runs: bool
     by_deadline: bool = False
 
@@ -143,11 +145,14 @@ def threshold(
     known = series(past, begin_ns, what="the history")
     now_s = max(ns_to_s(now_unix_ns - begin_ns), 1.0)
     lengths = np.diff(np.minimum(known.knots_s, now_s))
-    current = float(known.g_per_kwh[np.flatnonzero(lengths)[-1]])
+    at = int(np.searchsorted(known.knots_s, now_s, side="right")) - 1
+    current = float(known.g_per_kwh[min(at, len(lengths) - 1)])
     share = min(1.0, work_s / left_s) if left_s > 0 else 1.0
     level = quantile(known.g_per_kwh, lengths, share)
     late = left_s <= work_s + resume_s
-    return Threshold(level, current <= level or late, by_deadline=late and current > level)
+    clean = known.g_per_kwh <= level
+    mean = float(np.average(known.g_per_kwh[clean], weights=np.maximum(lengths[clean], 1e-9)))
+    return Threshold(level, current, mean, current <= level or late, by_deadline=late and current > level)
 
 
 def quantile(g_per_kwh: NDArray[np.float64], lengths_s: NDArray[np.float64], share: float) -> float:

@@ -3,24 +3,29 @@
 Every quarter of an hour a thread looks ahead and plans what is left of the run in pieces. Between two steps only times are compared. A
 grid that can't be asked, or a run whose length nobody knows, is not paused; nor is one whose deadline would suffer.
 
+Where a provider knows the present alone, nothing can be planned: the run then stops where the grid is dirtier than it was wont to be while
+it ran, and goes on when it is cleaner again, or when the deadline asks for it (an online threshold). What that saves is known afterwards.
+
 Of several ranks the first one looks ahead. All meet at steps that they agree on beforehand, about once a quarter of an hour, where the
 first one tells whether to pause: one broadcast of a few hundred bytes, and none between.
 """
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, final
 
 from green_torch.clock import HostClock
-from green_torch.errors import ArgumentError, GreenTorchError
+from green_torch.errors import ArgumentError, GreenTorchError, IntensityError
+from green_torch.intensity.constant import ConstantIntensity
 from green_torch.intensity.online import iso
-from green_torch.records import REQUEUE
-from green_torch.schedule.outlook import DAY_S, Outlook, outlook, repeated
-from green_torch.schedule.planning import RESUME_OVERHEAD_S, Plan, plan, seconds, unix_ns
+from green_torch.records import REQUEUE, Deferral
+from green_torch.schedule.accounting import Account, planned, present
+from green_torch.schedule.observed import Observed
+from green_torch.schedule.outlook import DAY_S, THRESHOLD, Outlook, outlook, repeated
+from green_torch.schedule.planning import RESUME_OVERHEAD_S, plan, seconds, unix_ns
 from green_torch.schedule.series import series
 from green_torch.units import ns_to_s, s_to_ns
 
@@ -33,9 +38,12 @@ if TYPE_CHECKING:
     from green_torch.schedule.planning import Duration
 
 RESUME_FILE = "green_resume_at"
+IN_PLACE, LEAVING = "a pause, waiting in place", "a pause, having left"
+_RUNNING_ON = "running on without a pause"
 CHECK_EVERY_S = 900.0
-IDLE_SHARE = 0.2  # a guess, to be replaced by the machine's own
-MIN_SAVING = 0.05
+IDLE_SHARE = 0.2  # a guess, until the run has metered its own
+MIN_SAVING = 0.05  # a guess at what forecasts get wrong
+GIVEN, METERED, ASSUMED = "given", "metered", "assumed"
 _MARGIN = 1.05  # what is left takes at most so much longer than it looks
 _NAP_S = 1.0
 _MEET_S = 30.0  # how often ranks meet while they wait
@@ -49,12 +57,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A pause that is worth its cost, by the plan. ``release_unix_ns``: when to hand the job back to a queue, for one that leaves."""
+    """A pause that is worth its cost, as far as is known. ``release_unix_ns``: when to hand the job back to a queue, for one that leaves.
+
+    ``until_clean``: nothing is known ahead, so it ends when the grid is clean again, and at ``resume_unix_ns`` at the latest. ``deferral``
+    is what it was planned to save, and by what.
+    """
 
     stop_unix_ns: int
     resume_unix_ns: int
     release_unix_ns: int
-    plan: Plan
+    deferral: Deferral
+    until_clean: bool = False
 
 
 class Company(Protocol):
@@ -116,13 +129,14 @@ class Pauses:
     """Decides between two steps whether a run pauses, and waits.
 
     Args:
-        provider: with a forecast or a history.
+        provider: with a forecast or a history; with ``at`` alone for an online threshold, which waits in place only.
         deadline: when the run must be done: a ``datetime`` with its offset, or seconds (a ``timedelta``) from its start.
         max_wait: how long it may pause altogether. One of the two at least.
         on_pause: "wait" in place, or "exit".
         min_saving: less than this fraction of what is left isn't worth a pause.
         resume_overhead: what a pause adds to the work: saving, loading, warming up.
-        idle_share: draw while waiting in place, over that at work.
+        idle_share: draw while waiting in place, over that at work; ``None``: what the run has metered in an earlier pause, and 0.2 (an
+            assumption) before the first.
         queue_delay: time in the queue before a job that left goes on.
         check_every: how often to look ahead.
         clock: the run's.
@@ -142,23 +156,25 @@ class Pauses:
         on_pause: Literal["wait", "exit"] = "wait",
         min_saving: float = MIN_SAVING,
         resume_overhead: Duration = RESUME_OVERHEAD_S,
-        idle_share: float = IDLE_SHARE,
+        idle_share: float | None = None,
         queue_delay: Duration = 0.0,
         check_every: Duration = CHECK_EVERY_S,
         clock: Clock | None = None,
         company: Company | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        if not any(callable(getattr(provider, name, None)) for name in ("forecast", "history")):
+        asked = ("forecast", "history") if on_pause == "exit" else ("forecast", "history", "at")
+        if isinstance(provider, ConstantIntensity) or not any(callable(getattr(provider, name, None)) for name in asked):
+            why = "nobody looks at the grid while a run is away" if callable(getattr(provider, "at", None)) else "nothing tells"
             raise ArgumentError(
-                f"{type(provider).__name__} has neither a forecast nor a history, so nothing tells when to pause: give "
+                f"{type(provider).__name__} has neither a forecast nor a history, and {why} when to go on: give "
                 "provider=ElectricityMaps(...), UKNeso(), WattTime(...) or Trace(...)"
             )
         if deadline is None and max_wait is None:
             raise ArgumentError("how long may it take? Give deadline= or max_wait=")
         if on_pause not in ("wait", "exit"):
             raise ArgumentError(f'on_pause={on_pause!r}: use "wait" or "exit"')
-        for name, share in (("min_saving", min_saving), ("idle_share", idle_share)):
+        for name, share in (("min_saving", min_saving), ("idle_share", 0.0 if idle_share is None else idle_share)):
             if not (isinstance(share, int | float) and 0 <= share <= 1):
                 raise ArgumentError(f"{name}={share!r}: a fraction from 0 to 1 is needed")
         if isinstance(deadline, datetime):
@@ -171,7 +187,7 @@ class Pauses:
         self._leaves = on_pause == "exit"
         self._min_saving = min_saving
         self._overhead_s = seconds(resume_overhead, "resume_overhead", least=0.0)
-        self._idle = 0.0 if self._leaves else idle_share
+        self._idle_share = idle_share
         self._queue_s = seconds(queue_delay, "queue_delay", least=0.0) if self._leaves else 0.0
         self._check_s = seconds(check_every, "check_every")
         self._clock: Clock = clock or HostClock()
@@ -179,6 +195,10 @@ class Pauses:
         self._warn = warn or (lambda _text: None)
         self._halt: Callable[[], None] | None = None
         self._deadline_ns: int | None = None
+        self._observed = Observed(provider)
+        self._account: Account | None = None
+        self._under_way: tuple[Pause, float] | None = None  # a pause, and the seconds of work that are left after it
+        self._clean = False
         self._next: Pause | None = None
         self._left: float | None = None  # steps
         self._n_steps = 0
@@ -192,9 +212,15 @@ class Pauses:
         """Whether this is the first rank."""
         return self._company.leads
 
-    def open(self, company: Company | None = None) -> None:
-        """Begins to look ahead, where this rank is the one to do it; a deadline in seconds counts from here."""
+    def open(self, company: Company | None = None, account: Account | None = None) -> None:
+        """Begins to look ahead, where this rank is the one to do it; a deadline in seconds counts from here.
+
+        ``account``: the run's, if it is metered.
+        """
         self._company = company or self._company
+        self._account = account if self._company.leads else None
+        if self._account is not None:
+            self._observed = self._account.watch(self._provider)
         self._n_steps, self._waited_ns, self._meeting, self._next, self._left = 0, 0, _FIRST_MEETING, None, None
         deadline = self._deadline
         if isinstance(deadline, datetime):
@@ -211,13 +237,19 @@ class Pauses:
             halt()
 
     def now_unix_ns(self) -> int:
-        """The present: the run's clock, or the system's where that is ahead of it (it was set, or the machine slept)."""
-        own_ns = self._clock.epoch_unix_ns + self._clock.now_ns()
-        return max(own_ns, time.time_ns()) if isinstance(self._clock, HostClock) else own_ns
+        """The present."""
+        return present(self._clock)
 
     def look(self) -> None:
         """Plans what is left of the run (off the training thread)."""
         try:
+            if self._account is not None:
+                self._account.look()
+            else:
+                self._observed.look(self.now_unix_ns())
+            if self._under_way is not None:
+                self._clean = self._is_clean(*self._under_way)
+                return
             self._next = self._planned()
         except GreenTorchError as error:
             self._next = None
@@ -249,21 +281,42 @@ class Pauses:
         """
         begin_ns = self._clock.now_ns()
         with _one_at_a_time():
-            over = False
-            while not over:
-                over = self._company.any(self._nap(pause.resume_unix_ns, stopped))
+            self._clean, self._under_way = False, (pause, self._left_s() or 0.0)
+            self._tell(pause)
+            try:
+                over = False
+                while not over:
+                    over = self._company.any(self._nap(pause, stopped))
+            finally:
+                self._under_way = None
         took_ns = self._clock.now_ns() - begin_ns
         self._waited_ns += took_ns
         self._next = None
-        self.made.append(replace(pause, resume_unix_ns=self.now_unix_ns()))
+        self._keep(replace(pause, resume_unix_ns=self.now_unix_ns()))
         return ns_to_s(took_ns)
 
-    def _nap(self, until_ns: int, stopped: Callable[[], bool]) -> bool:
+    def leave(self, pause: Pause) -> None:
+        """Keeps account of a pause for which the run leaves."""
+        self._keep(pause)
+
+    def _keep(self, pause: Pause) -> None:
+        self.made.append(pause)
+        self._tell(pause)
+
+    def _tell(self, pause: Pause) -> None:
+        if self._account is None:
+            return
+        try:
+            self._account.take(replace(pause.deferral, stop_unix_ns=pause.stop_unix_ns, resume_unix_ns=pause.resume_unix_ns))
+        except Exception as error:  # rule 9
+            self._warn(f"no account of a pause: {type(error).__name__}: {error}")
+
+    def _nap(self, pause: Pause, stopped: Callable[[], bool]) -> bool:
         """Lets time pass: alone to the end, in company to the next meeting. Whether it is over on this rank."""
         begin_ns = self._clock.now_ns()
         while True:
-            left_s = ns_to_s(until_ns - self.now_unix_ns())
-            if left_s <= 0 or stopped():
+            left_s = ns_to_s(pause.resume_unix_ns - self.now_unix_ns())
+            if left_s <= 0 or (pause.until_clean and self._clean) or stopped():
                 return True
             if self._company.several and ns_to_s(self._clock.now_ns() - begin_ns) >= _MEET_S:
                 return False
@@ -292,7 +345,13 @@ class Pauses:
         limit_s = self._limit_s(left_s, now_ns)
         if limit_s <= left_s + self._overhead_s + self._queue_s:
             return None  # no time to lose
-        ahead = self._ahead(now_ns, now_ns + s_to_ns(limit_s))
+        idle, basis = self._idle()
+        try:
+            ahead = self._ahead(now_ns, now_ns + s_to_ns(limit_s))
+        except IntensityError:
+            if not self._observed.answers or self._leaves:
+                raise
+            return self._by_threshold(left_s, limit_s, now_ns, idle, basis)
         found = plan(
             ahead.points,
             left_s,
@@ -300,7 +359,7 @@ class Pauses:
             interruptible=True,
             resume_overhead=self._overhead_s,
             power=1.0,
-            idle_power=self._idle,
+            idle_power=idle,
             queue_delay=self._queue_s,
             running=True,
             now=now_ns,
@@ -311,7 +370,65 @@ class Pauses:
             return None
         first, *later = found.intervals
         stop_ns, resume = (now_ns, first) if first.start_unix_ns > now_ns else (first.end_unix_ns, later[0])
-        return Pause(stop_ns, resume.start_unix_ns, resume.start_unix_ns - s_to_ns(self._queue_s), found)
+        deferral = planned(
+            replace(found, baseline=_RUNNING_ON),
+            LEAVING if self._leaves else IN_PLACE,
+            stop_unix_ns=stop_ns,
+            resume_unix_ns=resume.start_unix_ns,
+            baseline_unix_ns=now_ns,
+            resume_s=self._overhead_s,
+            idle_share=idle,
+            idle_basis=basis,
+        )
+        return Pause(stop_ns, resume.start_unix_ns, resume.start_unix_ns - s_to_ns(self._queue_s), deferral)
+
+    def _idle(self) -> tuple[float, str]:
+        """Draw while waiting over that at work, and how it is known; whoever leaves draws nothing."""
+        if self._leaves:
+            return 0.0, ""
+        if self._idle_share is not None:
+            return self._idle_share, GIVEN
+        metered = self._account.idle() if self._account is not None else None
+        return (IDLE_SHARE, ASSUMED) if metered is None else (metered, METERED)
+
+    def _by_threshold(self, left_s: float, limit_s: float, now_ns: int, idle: float, basis: str) -> Pause | None:
+        """A pause until the grid is clean, by its past alone; ``None`` while it is, or where the past does not tell.
+
+        The past's clean hours must be so much cleaner than now that a pause which ends at the next look saves its resume's cost.
+        """
+        found = self._observed.threshold(now_ns, left_s, limit_s, resume_s=self._overhead_s)
+        if found is None or found.runs:
+            return None
+        gain = found.now_g_per_kwh * (1 - idle) - found.clean_g_per_kwh
+        cost = found.clean_g_per_kwh * self._overhead_s / self._check_s
+        if gain - cost <= 0 or gain - cost < self._min_saving * found.now_g_per_kwh:
+            return None
+        point = self._observed.since(now_ns)[-1]
+        latest_ns = now_ns + s_to_ns(limit_s - left_s - self._overhead_s)
+        deferral = Deferral(
+            policy=IN_PLACE,
+            baseline=_RUNNING_ON,
+            method=THRESHOLD,
+            region=point.region,
+            source=point.source,
+            kind=point.kind,
+            baseline_unix_ns=now_ns,
+            deadline_unix_ns=now_ns + s_to_ns(limit_s),
+            work_s=left_s,
+            stop_unix_ns=now_ns,
+            resume_unix_ns=latest_ns,
+            resume_s=self._overhead_s,
+            idle_share=idle,
+            idle_basis=basis,
+        )
+        return Pause(now_ns, latest_ns, latest_ns, deferral, until_clean=True)
+
+    def _is_clean(self, pause: Pause, left_s: float) -> bool:
+        """While waiting: whether the past says that it is time to go on; where the grid can't be asked it is."""
+        now_ns = self.now_unix_ns()
+        limit_s = ns_to_s(pause.deferral.deadline_unix_ns - now_ns)
+        found = self._observed.threshold(now_ns, left_s, limit_s, resume_s=self._overhead_s)
+        return found is None or found.runs
 
     def _ahead(self, now_ns: int, until_ns: int) -> Outlook:
         """What is known ahead; beyond a forecast's horizon its last day is repeated."""
@@ -351,6 +468,7 @@ class LoopPauses:
         directory: where a run that leaves says when it wants to go on.
         save: the loop's own checkpoint; needed to leave. Each rank calls it.
         warn: says once what is missing.
+        account: the run's.
         on_pause: "wait" or "exit".
         how: as for :class:`Pauses`.
 
@@ -364,6 +482,7 @@ class LoopPauses:
         directory: Path,
         save: Callable[[], object] | None,
         warn: Callable[[str], None],
+        account: Account | None = None,
         *,
         on_pause: Literal["wait", "exit"] = "wait",
         **how: Any,
@@ -375,7 +494,7 @@ class LoopPauses:
         except TypeError as error:
             raise ArgumentError(f"pause_if_dirty(): {error}") from None
         self._directory, self._save, self._leaves = directory, save, on_pause == "exit"
-        self._pauses.open(ranks())
+        self._pauses.open(ranks(), account)
         self.close = self._pauses.close
 
     @property
@@ -398,7 +517,7 @@ class LoopPauses:
         if not self._leaves:
             with phase("paused"):
                 return self._pauses.wait(pause, lambda: False)
-        self._pauses.made.append(pause)
+        self._pauses.leave(pause)
         if self._pauses.leads:
             leave_word(pause, self._directory)
         raise SystemExit(REQUEUE)
@@ -406,10 +525,14 @@ class LoopPauses:
 
 def described(pause: Pause) -> str:
     """A pause in words, with what it is worth and by what."""
-    found = pause.plan
+    found = pause.deferral
+    idle = f"; idle draw {found.idle_share:.0%} of that at work, {found.idle_basis}" if found.idle_basis else ""
+    by = f"({found.method}, {found.source}, {found.region}, {found.kind}{idle})"
+    if found.planned_saving is None:
+        return f"pausing until the grid is cleaner, {iso(pause.resume_unix_ns)} at the latest: what that saves is known afterwards {by}"
     return (
-        f"pausing until {iso(pause.resume_unix_ns)}: what is left is planned to cause {found.saving:.1%} less than {found.baseline} "
-        f"({found.method}, {found.source}, {found.region}, {found.kind})"
+        f"pausing until {iso(pause.resume_unix_ns)}: what is left is planned to cause {found.planned_saving:.1%} less than "
+        f"{found.baseline} {by}"
     )
 
 
