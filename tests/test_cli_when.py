@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from green_torch import track
 from green_torch.cli import main, when
-from green_torch.errors import ArgumentError
+from green_torch.errors import ArgumentError, IntensityError
 from green_torch.intensity import ElectricityMaps, Trace
+from green_torch.records import IntensityPoint
+from green_torch.testing import ScriptedClock
 from green_torch.units import NS_PER_S
 from tests import processes
 from tests.processes import GREEN_TORCH
@@ -34,6 +37,7 @@ HOURS = ("--hours", "4", "--within", "24h", "--start", START.isoformat())
 
 def written(path: Path, figures, start: datetime = START) -> Path:
     rows = (f"{(start + timedelta(hours=k)).isoformat()},{value}" for k, value in enumerate(figures))
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(["datetime,carbon_intensity_gco2_per_kwh", *rows]) + "\n")
     return path
 
@@ -256,6 +260,91 @@ def test_wait_knows_its_command_before_it_waits(tmp_path, trace):
         when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), ["traim"], START_NS)
     with pytest.raises(ArgumentError, match="wait for what"):
         when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), [], START_NS)
+
+
+class Waited(Exception):  # noqa: N818  (what stands for the command)
+    """The command would run now, so long after the start."""
+
+
+def waited_h(monkeypatch, provider, job: when.Job) -> float:
+    """After how many hours ``wait`` becomes its command, on clocks that only its own sleep moves on."""
+    passed = [0.0]
+    monkeypatch.setattr(time, "time_ns", lambda: START_NS + int(passed[0] * NS_PER_S))
+    monkeypatch.setattr(time, "monotonic_ns", lambda: int(passed[0] * NS_PER_S))
+    monkeypatch.setenv("GREEN_TORCH_DEFERRAL", "")
+
+    def become(program, command):
+        raise Waited
+
+    def sleep(duration_s):
+        passed[0] += duration_s
+
+    monkeypatch.setattr(os, "execv", become)
+    with pytest.raises(Waited):
+        when.wait({"XX": provider}, job, [sys.executable], START_NS, sleep=sleep)
+    return passed[0] / 3600
+
+
+def test_the_run_knows_what_it_waited_for(monkeypatch, tmp_path, trace):
+    """The plan of wait reaches the manifest of the run that it starts, and is held against what the grid then did."""
+    figures = [*(300,) * 6, 150, 150, *(100,) * 16]  # but the forecast says 100 from 6 h on
+    real = Trace(written(tmp_path / "real" / "XX-2022.csv", figures))
+    assert waited_h(monkeypatch, Trace(trace), when.Job(4 * 3600, 24 * 3600)) == pytest.approx(6, abs=0.01)
+    clock = ScriptedClock(epoch_unix_ns=START_NS + 6 * 3600 * NS_PER_S)
+    with track(clock=clock, meters=[], intensity=real) as tracker:
+        for _ in range(4):
+            clock.advance(3600)
+            tracker.step()
+    (told,) = tracker.summary().manifest.deferrals
+    assert (told.policy, told.baseline, told.method) == ("green-torch wait", "starting now", "forecast")
+    assert (told.deadline_unix_ns - told.baseline_unix_ns) / NS_PER_S / 3600 == pytest.approx(24, abs=0.01)
+    assert told.planned_saving == pytest.approx(2 / 3)
+    assert told.unknown == ""
+    assert (told.realised_g_per_kwh, told.realised_baseline_g_per_kwh) == (pytest.approx(125, rel=0.01), pytest.approx(300))
+    monkeypatch.setenv("GREEN_TORCH_DEFERRAL", "{nonsense")
+    with track(clock=ScriptedClock(), meters=[], intensity=100) as other:
+        pass
+    assert other.manifest.deferrals == ()
+
+
+class Present:
+    """A provider that tells the present alone: so many g/kWh at each hour from the start on."""
+
+    def __init__(self, figures) -> None:
+        self.figures = figures
+
+    def at(self, time_unix_ns: int) -> IntensityPoint:
+        at = (time_unix_ns - START_NS) // (3600 * NS_PER_S)
+        if self.figures[at] is None:
+            raise IntensityError("nobody answers")
+        return IntensityPoint(self.figures[at], "XX", "a script", time_unix_ns=time_unix_ns)
+
+
+@pytest.mark.parametrize(
+    ("figures", "min_saving", "hours"),
+    [
+        ([200] * 2 + [300] * 5 + [100] * 17, 0.0, 7),  # watched for five hours, then the first that is cleaner
+        (
+            [300] * 10 + [301] * 14,
+            0.0,
+            4,
+        ),  # never cleaner: what is as clean as ever will do, once that was watched for long enough
+        (list(range(300, 324)), 0.0, 20),  # dirtier each hour: the deadline wins
+        ([300] * 7 + [100] * 17, 0.05, 0),  # nobody knows whether that will be saved
+        ([300] * 2 + [None] * 22, 0.0, 2),  # a grid that can't be asked holds nobody up
+    ],
+)
+def test_where_the_present_alone_is_known_a_threshold_decides(monkeypatch, capsys, figures, min_saving, hours):
+    """An online threshold with the deadline's guard, named as such."""
+    waited = waited_h(monkeypatch, Present(figures), when.Job(4 * 3600, 24 * 3600, min_saving=min_saving))
+    assert waited == pytest.approx(hours, abs=0.26)
+    assert ("(online threshold)" in capsys.readouterr().err) == bool(hours)
+    told = os.environ["GREEN_TORCH_DEFERRAL"]
+    assert bool(told) == bool(hours)
+    if told:
+        assert json.loads(told) | {"method": "online threshold", "planned_g_per_kwh": None, "source": "a script"} == json.loads(
+            told
+        )
 
 
 def test_a_clock_that_is_set_forward_ends_the_wait(monkeypatch, trace):

@@ -1,6 +1,7 @@
 """``green-torch when`` tells when a job had best start and what waiting saves; ``wait`` waits until then and becomes the job's command.
 
-A grid that can't be asked never holds a job up: the answer is "now", said on stderr, with exit code 0 unless ``--strict``.
+A grid that can't be asked never holds a job up: the answer is "now", said on stderr, with exit code 0 unless ``--strict``. ``wait`` watches
+one that tells the present alone, and starts when it is cleaner than it was wont to be, or when the deadline asks for it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from green_torch.errors import ArgumentError, IntensityError
 from green_torch.intensity.online import iso
-from green_torch.records import IntensityPoint
-from green_torch.schedule import Interval, Plan, outlook, plan_regions
+from green_torch.records import Deferral, IntensityPoint
+from green_torch.schedule import THRESHOLD, Interval, Plan, outlook, plan_regions
+from green_torch.schedule.accounting import handed, planned, shifted
+from green_torch.schedule.observed import Observed
+from green_torch.surroundings import DEFERRAL
 from green_torch.units import NS_PER_S, S_PER_HOUR, grams, ns_to_s, s_to_ns
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ UNKNOWN = 3  # exit code of --strict where nothing is known ahead
 NOT_FOUND = 127
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": S_PER_HOUR, "d": 24 * S_PER_HOUR}
 _ASK_AGAIN_S = S_PER_HOUR
+_WATCH_S = 900.0
+_WAIT = "green-torch wait"
 _LOOK_S = 60.0
 _COLUMNS, _ROWS = 60, 6
 
@@ -419,6 +425,10 @@ def wait(
 ) -> NoReturn:
     """Waits until the window, and becomes the command: signals and exit code are its own. Asks again each hour, as forecasts change.
 
+    What waiting was planned to save is handed to the command by an environment variable, for the run that it starts. Where nothing is known
+    ahead, but the present is, an online threshold on what was seen since tells when to start; with ``min_saving`` that is at once, since
+    nobody knows what waiting would save.
+
     Args:
         grids: the one grid, by its name.
         job: what is to be done.
@@ -434,31 +444,88 @@ def wait(
         raise ArgumentError(
             f"no such command: {command[0]!r}" if command else "wait for what? green-torch wait ... -- python train.py"
         )
-    release_ns: int | None = None
     clock = _Clock(start_unix_ns)
-    deadline_ns = clock.now_ns() + s_to_ns(job.within_s)
-    while True:
-        now_ns = clock.now_ns()
-        left_s = ns_to_s(deadline_ns - now_ns)
-        if release_ns is not None and left_s <= job.duration_s + job.queue_delay_s:
-            break
-        answer = ask(grids, replace(job, within_s=left_s), now_ns)
-        if release_ns is None:
-            complain(answer)
-        if answer.best is not None or release_ns is None:
-            told_ns, release_ns = release_ns, answer.release_unix_ns
-            if told_ns != release_ns and answer.worth_it and answer.best is not None:
-                _say(
-                    f"starting at {_local(release_ns)}: {answer.best.saving:.1%} saved against starting now ({answer.best.method})"
-                )
-        if release_ns <= now_ns:
-            break
-        _pass(clock, min(release_ns, now_ns + s_to_ns(_ASK_AGAIN_S)), sleep)
-        if clock.now_ns() >= release_ns:
-            break
+    waiting = _Waiting(grids, job, clock.now_ns())
+    while (until_ns := waiting.until(clock.now_ns())) is not None:
+        _pass(clock, until_ns, sleep)
+    if waiting.put_off is not None:
+        ended = replace(waiting.put_off, resume_unix_ns=clock.now_ns() + s_to_ns(job.queue_delay_s))
+        os.environ[DEFERRAL] = handed(shifted(ended, time.time_ns() - clock.now_ns()))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(program, list(command))  # noqa: S606 - the user's own command, no shell
+
+
+class _Waiting:
+    """How long to wait on. ``put_off``: what the first plan that was worth a wait promised."""
+
+    def __init__(self, grids: dict[str, Any], job: Job, begin_ns: int) -> None:
+        self._grids, self._job = grids, job
+        self._deadline_ns = begin_ns + s_to_ns(job.within_s)
+        self._watch = Observed(next(iter(grids.values())))
+        self._release_ns: int | None = None
+        self._asked_ns = -1  # when a plan was last asked for
+        self.put_off: Deferral | None = None
+
+    def until(self, now_ns: int) -> int | None:
+        """Until when nothing is to be done; ``None``: start now."""
+        job, first = self._job, self._asked_ns < 0
+        left_s = ns_to_s(self._deadline_ns - now_ns)
+        if not first and (left_s <= job.duration_s + job.queue_delay_s or now_ns >= (self._release_ns or self._deadline_ns)):
+            return None
+        self._asked_ns = now_ns
+        answer = ask(self._grids, replace(job, within_s=left_s), now_ns)
+        if answer.best is None and self._release_ns is None:
+            until_ns = None if job.min_saving else self._watched(now_ns, left_s - job.queue_delay_s, answer.problems)
+            if until_ns is None and self.put_off is None:
+                complain(answer)
+            return until_ns
+        if first:
+            complain(answer)
+        if answer.best is not None:
+            self._take(answer, answer.best)
+        if self._release_ns is None or self._release_ns <= now_ns:
+            return None
+        return min(self._release_ns, now_ns + s_to_ns(_ASK_AGAIN_S))
+
+    def _take(self, answer: Answer, best: Plan) -> None:
+        told_ns, self._release_ns = self._release_ns, answer.release_unix_ns
+        if told_ns == self._release_ns or not answer.worth_it:
+            return
+        _say(f"starting at {_local(self._release_ns)}: {best.saving:.1%} saved against starting now ({best.method})")
+        begin_ns = answer.now_unix_ns + s_to_ns(self._job.queue_delay_s)
+        if self.put_off is None and self._release_ns > answer.now_unix_ns:
+            where = {"stop_unix_ns": begin_ns, "resume_unix_ns": best.start_unix_ns, "baseline_unix_ns": begin_ns}
+            named = replace(best, region=answer.ahead[best.region][0].region)  # as the provider calls it
+            self.put_off = planned(named, _WAIT, **where)
+
+    def _watched(self, now_ns: int, left_s: float, problems: tuple[str, ...]) -> int | None:
+        """By an online threshold, where the grid tells its present at least: until when to look away; ``None``: start now."""
+        job, watch = self._job, self._watch
+        watch.look(now_ns)
+        found = watch.threshold(now_ns, job.duration_s, left_s)
+        if not watch.answers or (found is not None and found.runs):
+            return None
+        if self.put_off is None:
+            for problem in problems:
+                _say(problem)
+            _say(f"nothing is known ahead: starting when the grid is cleaner than it is wont to be ({THRESHOLD})")
+            point = watch.since(now_ns)[-1]
+            begin_ns = now_ns + s_to_ns(job.queue_delay_s)
+            self.put_off = Deferral(
+                policy=_WAIT,
+                baseline="starting now",
+                method=THRESHOLD,
+                region=point.region,
+                source=point.source,
+                kind=point.kind,
+                baseline_unix_ns=begin_ns,
+                deadline_unix_ns=self._deadline_ns,
+                work_s=job.duration_s,
+                stop_unix_ns=begin_ns,
+                resume_unix_ns=self._deadline_ns - s_to_ns(job.duration_s),
+            )
+        return now_ns + s_to_ns(min(_WATCH_S, max(1.0, left_s - job.duration_s)))
 
 
 def _pass(clock: _Clock, until_ns: int, sleep: Callable[[float], None]) -> None:

@@ -235,6 +235,13 @@ class Account:
         return found
 
 
+def shifted(deferral: Deferral, by_ns: int) -> Deferral:
+    """A deferral in a trace's time, in that of the system."""
+    names = ("baseline_unix_ns", "deadline_unix_ns", "stop_unix_ns", "resume_unix_ns")
+    moved: dict[str, Any] = {name: getattr(deferral, name) + by_ns for name in names}
+    return replace(deferral, **moved)
+
+
 def handed(deferral: Deferral) -> str:
     """A deferral as an environment variable carries it to the command that waited."""
     return json.dumps(plain(deferral))
