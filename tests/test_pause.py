@@ -20,7 +20,8 @@ from green_torch.errors import ArgumentError, GreenTorchWarning, IntensityError
 from green_torch.intensity import ConstantIntensity, Trace
 from green_torch.lightning import CarbonAwarePause
 from green_torch.records import REQUEUE, IntensityPoint
-from green_torch.schedule.pausing import RESUME_FILE, Pauses
+from green_torch.schedule.accounting import Account, idle_share
+from green_torch.schedule.pausing import RESUME_FILE, Pause, Pauses, described
 from green_torch.testing import ScriptedClock, ScriptedMeter
 from green_torch.units import NS_PER_S
 from tests.lightning_bench import PACKAGES, POWER_W, Bench
@@ -45,6 +46,18 @@ def trace_of(tmp_path, clock: ScriptedClock, dirty=DIRTY, high=500, low=100) -> 
     )
     path.write_text("\n".join(["time,g_per_kwh", *rows]) + "\n")
     return Trace(path)
+
+
+class Present:
+    """A provider that tells the present alone."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace, self.up = trace, True
+
+    def at(self, time_unix_ns: int) -> IntensityPoint:
+        if not self.up:
+            raise IntensityError("nobody answers")
+        return self.trace.at(time_unix_ns)
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -452,6 +465,8 @@ def test_a_fit_that_leaves_is_not_wasted(tmp_path):
         ({"idle_share": -0.1}, "idle_share=-0.1"),
         ({"check_every": 0}, "check_every=0"),
         ({"provider": ConstantIntensity(IntensityPoint(1.0, "FR", "x"))}, "neither a forecast nor a history"),
+        ({"provider": object()}, "nothing tells when to go on"),
+        ({"provider": Present(None), "on_pause": "exit"}, "nobody looks at the grid while a run is away"),
     ],
 )
 def test_wrong_arguments_raise_at_construction(tmp_path, clock, change, says):
@@ -565,6 +580,71 @@ def test_figures_of_another_grid_tell_nothing(tmp_path, clock):
     assert (told.realised_saving, told.realised_g_per_kwh) == (None, None)
     assert "given by the user" in told.unknown
     assert "saved not known (the figures since then are of" in str(tracker.summary())
+
+
+def threshold_loop(tmp_path, clock, act=lambda _provider: None, **how):
+    """A loop of 80 minutes on such a grid, dirty from 30 to 70."""
+    provider = Present(trace_of(tmp_path, clock, dirty=(30, 70)))
+    meter = ScriptedMeter(clock, {"gpu0": POWER_W}, interval_s=10.0)
+    how = {"max_wait": 7200, "check_every": 120, "resume_overhead": 10, **how}
+    with track(clock=clock, meters=[meter], intensity=provider, planned_steps=80) as tracker:
+        clock.every(300.0, lambda: act(provider), "user")
+        for _ in range(80):
+            clock.advance(STEP_S)
+            tracker.step()
+            tracker.pause_if_dirty(**how)
+    return tracker
+
+
+def test_where_the_present_alone_is_known_a_threshold_pauses(tmp_path, clock):
+    """It works while it has seen nothing dirtier, stops where the grid is dirty, and goes on when it is clean; the saving is known afterwards."""
+    tracker = threshold_loop(tmp_path, clock)
+    (told,) = tracker.manifest.deferrals
+    assert told.method == "online threshold"
+    assert told.planned_saving is None
+    assert (told.stop_unix_ns - EPOCH_NS) / 60e9 == pytest.approx(31, abs=2.1)
+    assert (told.resume_unix_ns - EPOCH_NS) / 60e9 == pytest.approx(70, abs=2.1)
+    assert told.realised_baseline_g_per_kwh > 300
+    assert told.realised_g_per_kwh == pytest.approx(100 + 500 * 39 / 49, rel=0.1)  # by this meter it idles at full power
+    assert "saved" in str(tracker.summary())
+
+
+def test_a_threshold_pause_ends_by_the_deadline_and_where_nobody_answers(tmp_path, clock):
+    """Twenty minutes of slack are not exceeded; a grid that falls silent is not waited for."""
+    threshold_loop(tmp_path, clock, max_wait=20 * 60)
+    assert minutes(clock) <= 100.1
+    silent = ScriptedClock(epoch_unix_ns=EPOCH_NS)
+
+    def fall_silent(provider: Present) -> None:
+        provider.up = minutes(silent) < 40
+
+    threshold_loop(tmp_path, silent, fall_silent)
+    assert minutes(silent) == pytest.approx(80 + 10, abs=4)
+
+
+def test_a_metered_idle_draw_replaces_the_assumed_one(tmp_path, clock):
+    """The first pause assumes a fifth of the draw at work and says so; the second takes the 40 % that the first was metered at."""
+    start = datetime.fromtimestamp((EPOCH_NS + NS_PER_S) / 1e9, UTC)
+    path = tmp_path / "grid.csv"
+    dirty = (*range(20, 50), *range(70, 110))
+    rows = (f"{(start + timedelta(minutes=at)).isoformat()},{500 if at in dirty else 100}" for at in range(0, 600, 5))
+    path.write_text("\n".join(["time,g_per_kwh", *rows]) + "\n")
+    account = Account(clock, lambda: idle_share((6000.0 * len(told), 60.0), (2400.0 * len(told), 60.0)), lambda _all: None)
+    told: list[Pause] = []
+    pauses = Pauses(Trace(path), max_wait=7200, check_every=120, resume_overhead=30, clock=clock)
+    pauses.open(account=account)
+    for left in range(60, 0, -1):
+        clock.advance(STEP_S)
+        pause = pauses.boundary(left)
+        if pause is not None:
+            pauses.wait(pause, lambda: False)
+            told.append(pause)
+    first, second = (one.deferral for one in told)
+    assert (first.idle_share, first.idle_basis) == (0.2, "assumed")
+    assert (second.idle_share, second.idle_basis) == (pytest.approx(0.4), "metered")
+    assert "idle draw 20% of that at work, assumed" in described(told[0])
+    assert idle_share((100.0, 1.0), (None, 100.0)) is None
+    assert idle_share((100.0, 1.0), (10.0, 1.0)) is None  # too short to tell
 
 
 def test_a_plain_loop_names_wrong_arguments(tmp_path, clock):
