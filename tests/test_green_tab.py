@@ -19,10 +19,12 @@ from green_torch.experiment.recorded import compare_runs
 from green_torch.experiment.results import Block, Comparison, VariantResult
 from green_torch.experiment.variants import parse_variant
 from green_torch.intensity import resolve
-from green_torch.records import JobTotals, Method, Phase
+from green_torch.records import Deferral, JobTotals, Manifest, Method, Phase
+from green_torch.schedule.accounting import handed
 from green_torch.sinks.codec import plain
 from green_torch.sinks.tensorboard import TensorBoardSink
 from green_torch.statistics import gain_range, mean_interval, t_quantile
+from green_torch.surroundings import DEFERRAL
 from tests.green_page import CHROMIUM, DRAWN, NAMES, Tab, chromium
 from tests.green_runs import TOKENS, ask, tensorboard, wait_for_runs, write_many, write_records, write_run
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
@@ -47,6 +49,24 @@ HOSTILE = {
 }
 # Layout and behaviour of the page do not depend on the loader.
 FAST_ALONE = pytest.mark.parametrize("address", ["true"], ids=["fast"], indirect=True)
+
+
+# What the runs of this module waited for: half the grid's carbon by the forecast of a provider that they don't use themselves.
+PUT_OFF = Deferral(
+    policy="green-torch wait",
+    baseline="starting now",
+    method="forecast",
+    region="GB",
+    source="UK NESO",
+    kind="direct, average",
+    baseline_unix_ns=1_789_990_000 * 10**9,
+    deadline_unix_ns=1_790_026_000 * 10**9,
+    work_s=3600.0,
+    stop_unix_ns=1_789_990_000 * 10**9,
+    resume_unix_ns=1_789_997_200 * 10**9,
+    planned_g_per_kwh=101.0,
+    planned_baseline_g_per_kwh=202.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +96,21 @@ def tab(window: Tab) -> Iterator[Tab]:
 
 
 @pytest.fixture(scope="module")
+def waited() -> Iterator[None]:
+    """These runs were started by ``green-torch wait``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DEFERRAL, handed(PUT_OFF))
+        yield
+
+
+@pytest.fixture(scope="module")
 def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of this module are."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def sinks(log_dir: Path) -> dict[str, MemorySink]:
+def sinks(log_dir: Path, waited: None) -> dict[str, MemorySink]:
     """Five runs, and what each was told at its end: two that differ, one that hardly does, one on another meter, one that failed."""
     gpu = {"gpu0": 403.7}
     return {
@@ -541,6 +569,25 @@ def test_phases_and_waste(tab: Tab, sinks: dict[str, MemorySink]) -> None:
     assert re.search(
         rf"crashed\s+failed: all that the run used\s+{re.escape(units.kwh(summary_of(sinks['crashed']).totals.energy_j))}",
         waste,
+    )
+
+
+def test_what_was_put_off_tells_planned_and_realised_saving(tab: Tab) -> None:
+    """With baseline, slack, method, zone and source; figures of another grid don't tell what was saved, and the page says so."""
+    tab.open(".put-off tbody tr", view="phases")
+    policy, waited, planned, realised, against, grid = tab.table(".put-off")["fp32"]
+    assert (policy, waited) == ("green-torch wait", "2 h")
+    assert planned.split("\n") == ["50.0 %", "101 against 202 gCO2e/kWh"]
+    assert realised.startswith("not known\nthe figures since then are of")
+    assert against.startswith("starting now\nslack 9 h")
+    assert grid.split("\n") == ["GB", "forecast, direct, average, UK NESO"]
+    read = """return data.readDeferral({planned_g_per_kwh: 1, planned_baseline_g_per_kwh: 4, realised_g_per_kwh: 3,
+        realised_baseline_g_per_kwh: 2, idle_basis: "metered", idle_share: 0.4})"""
+    told = tab.run_js(read)
+    assert (told["planned"]["saving"], told["realised"]["saving"], told["idle"]) == (
+        0.75,
+        -0.5,
+        {"share": 0.4, "basis": "metered"},
     )
 
 

@@ -75,6 +75,28 @@ function readRun(row) {
   }
 }
 
+/** What was put off for a cleaner grid; savings are fractions of the baseline, null where they are not known. */
+export function readDeferral(told) {
+  const one = object(told);
+  const saving = (mean, baseline) => (known(mean) && baseline > 0 ? 1 - mean / baseline : null);
+  const means = (kind) => [number(one[`${kind}_g_per_kwh`]), number(one[`${kind}_baseline_g_per_kwh`])];
+  const [planned, realised] = ["planned", "realised"].map((kind) => ({ means: means(kind), saving: saving(...means(kind)) }));
+  const seconds = (from, to) => (known(one[from]) && known(one[to]) ? (one[to] - one[from]) / 1e9 : null);
+  const left = seconds("baseline_unix_ns", "deadline_unix_ns");
+  return {
+    planned,
+    realised,
+    policy: text(one.policy),
+    baseline: text(one.baseline),
+    waitedS: seconds("stop_unix_ns", "resume_unix_ns"),
+    slackS: left !== null && known(one.work_s) ? left - one.work_s : null,
+    workS: number(one.realised_work_s),
+    idle: text(one.idle_basis) ? { share: number(one.idle_share), basis: text(one.idle_basis) } : null,
+    grid: [one.region, one.method, one.kind, one.source].map(text).filter(Boolean),
+    unknown: text(one.unknown),
+  };
+}
+
 const number = (value) => (known(value) ? value : null);
 const text = (value) => (typeof value === "string" ? value : "");
 const list = (value) => (Array.isArray(value) ? value : []);
@@ -156,6 +178,7 @@ function readSnapshot(snapshot, bare) {
     carriedJ: number(manifest.carried_energy_j),
     carriedG: number(manifest.carried_emissions_g),
     resumedFrom: number(manifest.resumed_from_step),
+    deferrals: list(manifest.deferrals).map(readDeferral),
     flags: object(snapshot.flags),
     warnings: list(summary.warnings).map(text),
     lastStep: number(snapshot.last_step),

@@ -54,6 +54,7 @@ function tables(ctx, done) {
         ctx.chosen.slice(0, LISTED).map((run) => h("tbody", {}, rowsOf(ctx, run))))),
       h("p", { class: "note" }, `Every joule of a run belongs to one phase; they sum to the run. Bounds, where joules are counted, below.${ctx.chosen.some((run) => run.job) ? " Of a job of several ranks, phases are rank zero's; its last row is the sum over the ranks that report." : ""}${ctx.chosen.length > LISTED ? ` The first ${LISTED} of ${ctx.chosen.length} runs: tick fewer to see the others.` : ""}`)),
     waste(ctx, done),
+    putOff(ctx),
   ];
 }
 
@@ -77,6 +78,27 @@ function rowsOf(ctx, run) {
       h("td", {}, f.grams(one.emissions_g)),
       h("td", {}, isJob ? "" : f.known(one.energy_j) && one.duration_s > 0 ? f.si(one.energy_j / one.duration_s, "W") : f.UNKNOWN));
   });
+}
+
+/** What was put off for a cleaner grid: planned against realised; nothing where no chosen run was. */
+function putOff(ctx) {
+  const rows = ctx.chosen.flatMap((run) => run.deferrals.map((one) => ({ run, one })));
+  if (!rows.length) return null;
+  const cell = ({ saving, means: [mean, baseline] }, why) => h("td", {},
+    h("span", {}, saving === null ? "not known" : f.percent(saving)),
+    h("small", {}, saving === null ? f.short(why, 400) : `${f.digits(mean)} against ${f.digits(baseline)} gCO2e/kWh`));
+  return h("section", { class: "panel holds-table" }, h("h2", {}, "Put off for a cleaner grid"),
+    h("div", { class: "scroll" }, foldable(h("table", { class: "projection put-off" },
+      h("thead", {}, h("tr", {}, ["Run", "How", "For", "Planned saving", "Realised saving", "Against", "Grid"].map((title) => h("th", { scope: "col" }, title)))),
+      h("tbody", {}, rows.map(({ run, one }) => h("tr", {},
+        h("th", { scope: "row" }, h("i", { class: "swatch", style: { "--c": ctx.color(run) } }), named(run.told, { class: "strong" })),
+        h("td", { class: "left" }, h("span", {}, f.short(one.policy, 60)), one.idle ? h("small", {}, `idle draw ${f.percent(one.idle.share)} of that at work, ${f.short(one.idle.basis, 20)}`) : null),
+        h("td", {}, f.duration(one.waitedS)),
+        cell(one.planned, "nothing was known ahead"),
+        cell(one.realised, one.unknown),
+        h("td", { class: "left" }, h("span", {}, f.short(one.baseline, 60)), h("small", {}, `slack ${f.duration(one.slackS)}, work so far ${f.duration(one.workS)}`)),
+        h("td", { class: "left" }, h("span", {}, f.short(one.grid[0] ?? f.UNKNOWN, 40)), h("small", {}, f.short(one.grid.slice(1).join(", "), 300))))))))),
+    h("p", { class: "note" }, "Fractions of what the baseline would have emitted at a constant draw at work; realised: by the same provider's figures after the fact. Savings of one run overlap, each from its own plan on: the first is the run's."));
 }
 
 function waste(ctx, done) {
