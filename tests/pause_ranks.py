@@ -1,89 +1,68 @@
-"""A fit of two ranks on CPUs that pauses, for test_pause.py: ``python pause_ranks.py DIRECTORY TRACE wait|exit|loop [--ckpt]``.
+"""One of two ranks on CPUs that pause, for test_pause.py: ``RANK=0 python -m tests.pause_ranks DIRECTORY``.
 
-The grid is dirty for the first seconds of the trace, which begins when the fit does. Each rank says what it did in ``rank-N``.
+In one pair of processes, since their start takes longest: a fit that runs through, one that waits, one that leaves and one that comes again,
+and a plain loop. Each rank has a clock of its own, on which a step takes a minute, and says what it did in ``rank-N.json``.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import os
 import sys
-import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from green_torch import track
-from green_torch.intensity import Trace
-from green_torch.lightning import CarbonAwarePause
+from green_torch.testing import ScriptedClock
+from tests.test_pause import EPOCH_NS, STEP_S, Fit, left, minutes, pausing, seed, trace_of
 
-STEPS, BATCH = 40, 4
-HOW = {"max_wait": 60.0, "check_every": 0.3, "resume_overhead": 0.05, "idle_share": 0.0}
-
-
-class Module(pl.LightningModule):
-    """A linear layer with dropout, whose random numbers are the rank's own; a step takes 50 ms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 1)
-
-    def training_step(self, batch, index):
-        time.sleep(0.05)
-        return torch.nn.functional.dropout(self.layer(batch), 0.5).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+RANK = int(os.environ["RANK"])
 
 
-def loop(args: argparse.Namespace, trace: Trace) -> str:
-    """A plain loop, by torchrun's environment."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{args.directory}/meet", rank=args.rank, world_size=2)
+def ended(fit: Fit, first: Fit | None = None) -> dict[str, Any]:
+    """What a fit came to: its batches, its weights, and the random number that comes next."""
+    weights = {name: value.flatten().tolist() for name, value in fit.module.state_dict().items()}
+    return {"seen": [*(first.seen if first else []), *fit.seen], "weights": weights, "random": torch.rand(1).item()}
+
+
+def scenarios(directory: Path) -> dict[str, Any]:
+    """Each on a clock that begins anew, with the same seeds."""
+    own, two = directory / f"own-{RANK}", {"devices": 2, "strategy": "ddp", "max_epochs": 8}
+    own.mkdir()
+
+    def begun() -> ScriptedClock:
+        seed(RANK)
+        return ScriptedClock(epoch_unix_ns=EPOCH_NS)
+
+    clock = begun()
+    told = {"whole": ended(Fit(directory, clock=clock, **two).run()), "whole_minutes": minutes(clock)}
+
+    clock = begun()
+    pause = pausing(own, clock)
+    told["waited"] = ended(Fit(directory, pause, clock=clock, **two).run())
+    told["waits"] = [(one.stop_unix_ns, one.resume_unix_ns) for one in pause.pauses]
+
+    clock = begun()
+    first = left(directory, clock, provider=trace_of(own, clock), **two)
+    told["left_after"] = len(first.seen)
+    clock.advance(2 * 3600)
+    seed(10 + RANK)  # of which nothing must be left once the checkpoint is loaded
+    again = Fit(directory, pausing(own, clock, on_pause="exit", provider=trace_of(own, clock)), clock=clock, **two)
+    told["came_again"] = ended(again.run(ckpt_path="hpc"), first)
+
+    clock = begun()
     paused = 0.0
-    with track(meters=[], intensity=trace, planned_steps=STEPS) as tracker:
-        for _ in range(STEPS):
-            time.sleep(0.05)
-            torch.distributed.all_reduce(torch.ones(1))
+    with track(meters=[], clock=clock, intensity=trace_of(own, clock), planned_steps=40) as tracker:
+        for _ in range(40):
+            clock.advance(STEP_S)
+            torch.distributed.all_reduce(torch.ones(1))  # a loop whose ranks parted would hang here
             tracker.step()
-            paused += tracker.pause_if_dirty(**HOW)
-    torch.distributed.destroy_process_group()
-    return f"{paused:.1f}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("what", choices=["wait", "exit", "loop"])
-    parser.add_argument("--dirty", type=float, default=0.0, help="for how many seconds more")
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--ckpt", action="store_true")
-    args = parser.parse_args()
-    trace = Trace(args.trace, starts_at=datetime.now(UTC) + timedelta(seconds=args.dirty - 60))
-    if args.what == "loop":
-        Path(args.directory, f"rank-{args.rank}").write_text(loop(args, trace))
-        return
-    pause = CarbonAwarePause(trace, on_pause=args.what, **HOW)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=4, default_root_dir=args.directory, callbacks=[pause], **quiet
-    )
-    pl.seed_everything(1)
-    data = torch.utils.data.DataLoader(torch.randn(2 * BATCH * STEPS // 4, 4), batch_size=BATCH, shuffle=True)
-    module = Module()
-    told = "failed"
-    try:
-        torch.manual_seed(2)  # else, each rank its own
-        trainer.fit(module, data, ckpt_path="hpc" if args.ckpt else None)
-        waited = sum(one.resume_unix_ns - one.stop_unix_ns for one in pause.pauses) / 1e9
-        told = f"{len(pause.pauses)} {waited:.1f} {trainer.global_step} {module.layer.weight.sum().item():.9f} {torch.rand(1).item():.9f}"
-    except SystemExit as leaving:
-        told = f"left {leaving.code} {trainer.global_step}"
-        raise
-    finally:
-        Path(args.directory, f"rank-{trainer.global_rank}").write_text(told)
+            paused += tracker.pause_if_dirty(max_wait=7200, check_every=120, resume_overhead=30)
+    told["loop_paused_s"] = paused
+    return told
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    Path(sys.argv[1], f"rank-{RANK}.json").write_text(json.dumps(scenarios(Path(sys.argv[1]))))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -378,7 +381,8 @@ def test_a_clock_that_jumps_ahead_ends_the_wait(tmp_path, clock):
 
 def left(tmp_path, clock, dirty=DIRTY, **options) -> Fit:
     """A fit that leaves with 75."""
-    fit = Fit(tmp_path, pausing(tmp_path, clock, dirty, on_pause="exit"), clock=clock, **options)
+    pause = pausing(tmp_path, clock, dirty, on_pause="exit", provider=options.pop("provider", None))
+    fit = Fit(tmp_path, pause, clock=clock, **options)
     with pytest.raises(SystemExit) as leaving:
         fit.run()
     assert leaving.value.code == REQUEUE
@@ -416,13 +420,23 @@ def test_leaving_within_an_epoch_with_a_stateful_loader(tmp_path, clock):
     assert same((first.seen + second.seen, second.state()), expected)
 
 
+def in_slurm(monkeypatch) -> None:
+    """The environment of a job of one task."""
+    for name, value in {
+        "NTASKS": "1",
+        "JOB_ID": "7",
+        "JOB_NAME": "train",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+
 def test_slurm_finds_the_checkpoint_by_itself(tmp_path, clock, monkeypatch):
     """In a Slurm job Lightning takes it up without being told."""
     left(tmp_path, clock)
-    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SLURM_LOCALID", "0")
-    monkeypatch.setenv("SLURM_NODEID", "0")
+    in_slurm(monkeypatch)
     clock.advance(2 * 3600)
     second = Fit(tmp_path, clock=clock).run()
     assert len(second.seen) < 40
@@ -697,46 +711,33 @@ def job(tmp_path, *command: str, **environment: str) -> tuple[subprocess.Complet
     return ran, asked.read_text().splitlines() if asked.exists() else []
 
 
-def test_the_slurm_script_queues_itself_again(tmp_path):
-    """A real fit leaves with 75 and sbatch gets --begin, the script and its arguments; started in the clean hours, the fit goes on and is done."""
+@pytest.mark.filterwarnings("ignore::green_torch.errors.GreenTorchWarning")  # what this machine can't meter
+def test_the_slurm_script_queues_itself_again(tmp_path, monkeypatch, capsys):
+    """The example's fit leaves with 75, and with what it left behind sbatch gets --begin, the script and its arguments; in the clean hours it goes on and is done."""
     path = tmp_path / "grid.csv"
     rows = (
         f"{(datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=at)).isoformat()},{500 if at < 600 else 100}"
         for at in range(0, 90000, 300)
     )
     path.write_text("\n".join(["time,g_per_kwh", *rows]) + "\n")
-    options = (
-        "--root",
-        str(tmp_path),
-        "--trace",
-        str(path),
-        "--epochs",
-        "6",
-        "--check-every-s",
-        "0.3",
-        "--resume-overhead-s",
-        "0.1",
-    )
-    command = (sys.executable, str(EXAMPLES / "train.py"), *options)
+    options = {"root": tmp_path, "trace": path, "epochs": 20, "step-s": 0.01, "check-every-s": 0.1, "resume-overhead-s": 0.01}
+    arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+    assert leaving.value.code == REQUEUE
+    kept = (tmp_path / RESUME_FILE).rename(tmp_path / "kept")
+    command = ["bash", "-c", f"cp {kept} {tmp_path / RESUME_FILE}; exit {REQUEUE}", "train.py", *arguments]
     ran, asked = job(tmp_path, *command)
     assert ran.returncode == 0, ran.stderr
     assert "going on at" in ran.stderr
     begin = datetime.fromisoformat(asked[0].removeprefix("--begin=")).astimezone()
-    assert 0 < (begin - datetime.now(UTC)).total_seconds() < 660
+    assert -60 < (begin - datetime.now(UTC)).total_seconds() < 660
     assert asked[1:] == ["--export=ALL", str(EXAMPLES / "train.sh"), *command, "requeues=1"]
     (tmp_path / "started").write_text((datetime.now(UTC) - timedelta(seconds=700)).isoformat())
-    slurm = {
-        "SLURM_NTASKS": "1",
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NAME": "green",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-        "SLURM_NODEID": "0",
-    }
-    again, asked = job(tmp_path, *command, **slurm)
-    assert again.returncode == 0, again.stderr
-    assert "done: 24 steps" in again.stdout
-    assert asked == []
+    in_slurm(monkeypatch)
+    runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+    assert "done: 80 steps" in capsys.readouterr().out
     assert not list(tmp_path.glob("hpc_ckpt_*"))
 
 
@@ -757,61 +758,53 @@ def test_the_slurm_script_has_a_bound(tmp_path):
 
 # ── several ranks ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-RANKS = Path(__file__).parent / "pause_ranks.py"
 
-
-def of_ranks(tmp_path, *args: str, n: int = 1) -> tuple[list[int], list[list[str]]]:
-    """Exit codes of the processes started, and what each of the two ranks said."""
-    path = tmp_path / "grid.csv"
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    rows = (f"{(start + timedelta(minutes=at)).isoformat()},{500 if at < 1 else 100}" for at in range(60))
-    path.write_text("\n".join(["time,g_per_kwh", *rows]) + "\n")
-    commands = [
-        [sys.executable, str(RANKS), str(tmp_path), str(path), *args, *(["--rank", str(k)] if n > 1 else [])] for k in range(n)
-    ]
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each of two real processes with a process group came to, by tests/pause_ranks.py."""
+    directory = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     places = [
-        {"RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)} if n > 1 else {}
-        for k in range(n)
+        {"RANK": str(k), "LOCAL_RANK": str(k), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", **meet}
+        for k in range(2)
     ]
-    ran = [
+    started = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-m", "tests.pause_ranks", str(directory)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **place},
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            cwd=EXAMPLES.parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        for command, place in zip(commands, places, strict=True)
+        for place in places
     ]
-    codes = [one.wait(timeout=240) for one in ran]
-    return codes, [(tmp_path / f"rank-{rank}").read_text().split() for rank in range(2)]
+    said = [one.communicate(timeout=240)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0], "\n".join(said)[-5000:]
+    return [json.loads((directory / f"rank-{k}.json").read_text()) for k in range(2)]
 
 
-def test_ranks_pause_together(tmp_path):
-    """Two ranks by DDP wait at the same step for as long, and end with the weights of a fit that was not paused."""
-    codes, told = of_ranks(tmp_path, "wait", "--dirty", "25")
-    assert codes == [0]
-    assert [one[0] for one in told] == ["1", "1"]
-    assert all(float(one[1]) > 0.5 for one in told)
-    assert abs(float(told[0][1]) - float(told[1][1])) < 1.5
-    _, whole = of_ranks(tmp_path, "wait", "--dirty", "-10")
-    assert [one[0] for one in whole] == ["0", "0"]
-    assert [one[2:] for one in told] == [one[2:] for one in whole]
+def test_ranks_pause_together(ranks):
+    """Two ranks by DDP wait at the same step until the same time, and end with all that a fit has that was not paused."""
+    one, other = ranks
+    assert one["waits"] == other["waits"]
+    ((stop_ns, resume_ns),) = one["waits"]
+    assert (resume_ns - stop_ns) / 60e9 == pytest.approx(58, abs=3)
+    assert all(told["waited"] == told["whole"] for told in ranks)
+    assert one["whole"]["random"] != other["whole"]["random"]  # each has its own
+    assert one["whole"]["weights"] == other["whole"]["weights"]
 
 
-def test_ranks_leave_together_and_come_again(tmp_path):
+def test_ranks_leave_together_and_come_again(ranks):
     """Both leave with 75 at the same step; from the checkpoint, each with its own random numbers, they end as a fit that never left."""
-    codes, told = of_ranks(tmp_path, "exit", "--dirty", "40")
-    assert told[0] == told[1]
-    assert told[0][:2] == ["left", "75"]
-    assert codes == [75]
-    _, again = of_ranks(tmp_path, "exit", "--dirty", "-10", "--ckpt")
-    _, whole = of_ranks(tmp_path, "exit", "--dirty", "-10")
-    assert [one[2:] for one in again] == [one[2:] for one in whole]
+    one, other = ranks
+    assert 0 < one["left_after"] == other["left_after"] < len(one["whole"]["seen"])
+    assert all(told["came_again"] == told["whole"] for told in ranks)
 
 
-def test_plain_ranks_pause_together(tmp_path):
+def test_plain_ranks_pause_together(ranks):
     """Two processes with a process group and tracker.pause_if_dirty() wait together."""
-    codes, told = of_ranks(tmp_path, "loop", "--dirty", "15", n=2)
-    assert codes == [0, 0]
-    assert all(float(one[0]) > 0.3 for one in told)
+    one, other = ranks
+    assert one["loop_paused_s"] == other["loop_paused_s"] == pytest.approx(58 * 60, abs=180)
