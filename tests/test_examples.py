@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import RunFile, read_jsonl, run_file
-from tests.processes import TWO_RANKS
+from tests.processes import ENVIRONMENT, GREEN_TORCH, TWO_RANKS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS = 4
@@ -103,3 +107,39 @@ def test_ddp_torchrun(tmp_path):
     again = read_jsonl(run_file(tmp_path, 1, 2))
     assert again.manifest.run_id == files[0].manifest.run_id
     assert [record.step for record in again.records if record.phase is Phase.TRAIN] == list(range(STEPS, 2 * STEPS))
+
+
+# ── engines ──
+
+
+def test_a_suspended_job_is_released_in_its_window(tmp_path):
+    """The Job begins suspended, and the line above it waits for the window and then tells kubectl to release that Job."""
+    text = (EXAMPLES / "kubernetes" / "job.yaml").read_text()
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"], job["spec"]["suspend"]) == ("batch/v1", "Job", True)
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"] == ["python", "train.py"]
+    (line,) = re.findall(r"^#   (green-torch wait .*)$", text, re.MULTILINE)
+    trace = tmp_path / "grid.csv"
+    trace.write_text("time,g_per_kwh\n2022-06-01T00:00:00Z,300\n2022-06-01T00:00:01Z,100\n2022-06-01T00:00:02Z,100\n")
+    here = f"--trace {trace} --start 2022-06-01T00:00Z --hours 0.0002 --within 3s"
+    for name, does in (
+        ("kubectl", f'printf "%s\\n" "$@" > {tmp_path}/asked'),
+        ("green-torch", f'exec {shlex.join(GREEN_TORCH)} "$@"'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert "--region DE --hours 8 --within 24h" in line
+    ran = subprocess.run(
+        ["bash", "-c", line.replace("--region DE --hours 8 --within 24h", here)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "saved against starting now" in ran.stderr
+    *words, patch = (tmp_path / "asked").read_text().splitlines()
+    assert words == ["patch", f"job/{job['metadata']['name']}", "--patch"]
+    assert json.loads(patch) == {"spec": {"suspend": False}}
