@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,11 +20,12 @@ import pytest
 import torch
 
 from green_torch import ledger, track
+from green_torch.clock import HostClock
 from green_torch.errors import ArgumentError, GreenTorchWarning, IntensityError
 from green_torch.intensity import ConstantIntensity, Trace
 from green_torch.lightning import CarbonAwarePause
 from green_torch.records import REQUEUE, IntensityPoint
-from green_torch.schedule.accounting import Account, idle_share
+from green_torch.schedule.accounting import Account, idle_share, present
 from green_torch.schedule.pausing import RESUME_FILE, Pause, Pauses, described
 from green_torch.testing import ScriptedClock, ScriptedMeter
 from green_torch.units import NS_PER_S
@@ -43,6 +45,7 @@ DIRTY = (10, 70)  # minutes from the start between which the grid is dirty
 def trace_of(tmp_path, clock: ScriptedClock, dirty=DIRTY, high=500, low=100) -> Trace:
     """Ten hours in steps of five minutes from the clock's beginning on."""
     start = datetime.fromtimestamp((clock.epoch_unix_ns + NS_PER_S) / 1e9, UTC)
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "grid.csv"
     rows = (
         f"{(start + timedelta(minutes=at)).isoformat()},{high if dirty[0] <= at < dirty[1] else low}" for at in range(0, 600, 5)
@@ -268,9 +271,12 @@ def test_a_provider_that_fails_means_running_on(tmp_path, clock, error):
 
 
 def test_nan_means_running_on(tmp_path, clock):
-    """A forecast with NaN is no forecast."""
+    """A forecast with NaN is no forecast, though the present may be known."""
 
     class Broken:
+        def at(self, time_ns):
+            return IntensityPoint(100.0, "XX", "x", time_unix_ns=time_ns)
+
         def forecast(self, start_ns, end_ns):
             return tuple(IntensityPoint(float("nan"), "XX", "x", time_unix_ns=start_ns + k * 3600 * NS_PER_S) for k in range(5))
 
@@ -518,6 +524,35 @@ def test_a_plain_loop_pauses(tmp_path, clock):
     assert totals.phase("paused").energy_j == pytest.approx(POWER_W * paused, rel=0.01)
     assert totals.phase("train").n_steps == 40
     assert totals.phase("train").energy_j == pytest.approx(POWER_W * 2400, rel=0.01)
+
+
+def test_a_plain_loop_goes_on_where_nothing_can_be_saved(tmp_path, clock):
+    """A full disk means no pause, with a warning; Ctrl-C while saving ends the loop as it would anywhere, without a wait."""
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.warns(GreenTorchWarning, match="No space left"):
+        tracker, paused = loop(tmp_path / "full", clock, on_pause="exit", save=full)
+    assert (paused, tracker.summary().status) == (0, "completed")
+    assert tracker.summary().totals.phase("train").n_steps == 40
+
+    def struck() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    again = ScriptedClock(epoch_unix_ns=EPOCH_NS)
+    with pytest.raises(KeyboardInterrupt):
+        loop(tmp_path / "struck", again, save=struck)
+    assert minutes(again) < 20
+
+
+def test_the_present_is_the_later_of_two_clocks(monkeypatch):
+    """The system's where it was set forward or the machine slept; the run's own where the system's was set back."""
+    clock = HostClock()
+    own_ns = clock.epoch_unix_ns + clock.now_ns()
+    for shift_s, expected_s in ((-7200, 0), (7200, 7200)):
+        monkeypatch.setattr(time, "time_ns", lambda shift_s=shift_s: own_ns + shift_s * NS_PER_S)
+        assert (present(clock) - own_ns) / NS_PER_S == pytest.approx(expected_s, abs=5)
 
 
 def test_a_plain_loop_leaves(tmp_path, clock):

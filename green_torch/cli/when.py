@@ -63,13 +63,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The plans of the regions that could be asked, the best first, and why others (or all) could not. ``now``: nothing is worth waiting for."""
+    """The plans of the regions that could be asked, the best first, and why others (or all) could not.
+
+    ``present_alone``: the first region's provider looks neither ahead nor back, for good.
+    """
 
     job: Job
     now_unix_ns: int
     plans: tuple[Plan, ...]
     ahead: dict[str, tuple[IntensityPoint, ...]]
     problems: tuple[str, ...]
+    present_alone: bool = False
 
     @property
     def best(self) -> Plan | None:
@@ -190,18 +194,19 @@ def ask(grids: dict[str, Any], job: Job, now_unix_ns: int) -> Answer:
     ahead: dict[str, tuple[IntensityPoint, ...]] = {}
     methods: dict[str, str] = {}
     problems: list[str] = []
+    home, present_alone = next(iter(grids)), False
     for name, provider in grids.items():
         try:
             seen = outlook(provider, now_unix_ns, now_unix_ns + s_to_ns(job.within_s))
             _planned({name: seen.points}, replace(job, interruptible=False), now_unix_ns)
         except IntensityError as error:
             problems.append(f"{name}: {error}")
+            present_alone |= name == home and error.final
             continue
         ahead[name], methods[name] = seen.points, seen.method
         if seen.why:
             problems.append(f"{name}: {seen.method} stands in for a forecast: {seen.why}")
     plans: tuple[Plan, ...] = ()
-    home = next(iter(grids))
     if home in ahead:
         try:
             plans = _planned(ahead, job, now_unix_ns)
@@ -214,6 +219,7 @@ def ask(grids: dict[str, Any], job: Job, now_unix_ns: int) -> Answer:
         tuple(replace(one, method=methods[one.region]) for one in plans),
         ahead,
         tuple(problems),
+        present_alone,
     )
 
 
@@ -476,7 +482,8 @@ class _Waiting:
         self._asked_ns = now_ns
         answer = ask(self._grids, replace(job, within_s=left_s), now_ns)
         if answer.best is None and self._release_ns is None:
-            until_ns = None if job.min_saving else self._watched(now_ns, left_s - job.queue_delay_s, answer.problems)
+            watches = answer.present_alone and not job.min_saving
+            until_ns = self._watched(now_ns, left_s - job.queue_delay_s, answer.problems) if watches else None
             if until_ns is None and self.put_off is None:
                 complain(answer)
             return until_ns

@@ -48,9 +48,10 @@ def outlook(provider: object, now_unix_ns: int, until_unix_ns: int, *, forecast:
         forecast: False leaves the forecast out.
 
     Raises:
-        IntensityError: nothing is known ahead.
+        IntensityError: nothing is known ahead; ``final`` where the provider has nothing of the kind, or has refused for good.
     """
     reasons = []
+    final = True
     ask: Any = getattr(provider, "forecast", None)
     if forecast and callable(ask):
         ends_ns = (
@@ -60,6 +61,7 @@ def outlook(provider: object, now_unix_ns: int, until_unix_ns: int, *, forecast:
             return Outlook(tuple(ask(now_unix_ns, min(until_unix_ns, ends_ns))), FORECAST, now_unix_ns)
         except GreenTorchError as error:
             reasons.append(str(error))
+            final = isinstance(error, IntensityError) and error.final
     ask = getattr(provider, "history", None)
     for period_s, method in ((WEEK_S, LAST_WEEK), (DAY_S, YESTERDAY)) if callable(ask) else ():
         try:
@@ -67,10 +69,11 @@ def outlook(provider: object, now_unix_ns: int, until_unix_ns: int, *, forecast:
             points = repeated(past, now_unix_ns, until_unix_ns, period_s)
         except GreenTorchError as error:
             reasons.append(str(error))
+            final = final and isinstance(error, IntensityError) and error.final
             continue
         return Outlook(points, method, now_unix_ns, "; ".join(reasons))
     name = type(provider).__name__
-    raise IntensityError("; ".join(dict.fromkeys(reasons)) or f"{name} has neither a forecast nor a history")
+    raise IntensityError("; ".join(dict.fromkeys(reasons)) or f"{name} has neither a forecast nor a history", final=final)
 
 
 def repeated(

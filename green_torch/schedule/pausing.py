@@ -212,6 +212,11 @@ class Pauses:
         """Whether this is the first rank."""
         return self._company.leads
 
+    @property
+    def several(self) -> bool:
+        """Whether there are other ranks."""
+        return self._company.several
+
     def open(self, company: Company | None = None, account: Account | None = None) -> None:
         """Begins to look ahead, where this rank is the one to do it; a deadline in seconds counts from here.
 
@@ -348,8 +353,8 @@ class Pauses:
         idle, basis = self._idle()
         try:
             ahead = self._ahead(now_ns, now_ns + s_to_ns(limit_s))
-        except IntensityError:
-            if not self._observed.answers or self._leaves:
+        except IntensityError as error:
+            if not error.final or not self._observed.answers or self._leaves:
                 raise
             return self._by_threshold(left_s, limit_s, now_ns, idle, basis)
         found = plan(
@@ -493,6 +498,7 @@ class LoopPauses:
             self._pauses = Pauses(provider, on_pause=on_pause, warn=warn, **how)
         except TypeError as error:
             raise ArgumentError(f"pause_if_dirty(): {error}") from None
+        self._warn = warn
         self._directory, self._save, self._leaves = directory, save, on_pause == "exit"
         self._pauses.open(ranks(), account)
         self.close = self._pauses.close
@@ -512,8 +518,14 @@ class LoopPauses:
         if pause is None:
             return 0.0
         if self._save is not None:
-            with phase("save"):
-                self._save()
+            try:
+                with phase("save"):
+                    self._save()
+            except Exception as error:  # rule 9: a full disk; without a checkpoint there is no pause
+                if self._pauses.several:
+                    raise  # the other ranks may have saved theirs
+                self._warn(f"no pause, since no checkpoint could be saved: {type(error).__name__}: {error}")
+                return 0.0
         if not self._leaves:
             with phase("paused"):
                 return self._pauses.wait(pause, lambda: False)
