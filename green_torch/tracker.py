@@ -394,6 +394,14 @@ class Tracker:
             self._looks_after = True
             self._halts.append(self._clock.every(LOOK_S, account.look, "what waiting saves"))
 
+    def _settle_account(self) -> None:
+        if self._account is None:
+            return
+        try:
+            self._account.reckon(tell=True)
+        except Exception as error:  # rule 9
+            self._warnings(f"what waiting saved is not told: {type(error).__name__}: {error}")
+
     def suspend(self) -> AbstractContextManager[None]:
         """Stops the run's clock: what passes within (another variant's turn, a debugger) belongs to nobody."""
         return self._cut(None)
@@ -596,8 +604,7 @@ class Tracker:
             for name, why in self._sampler.failing().items():
                 self._warnings(f"{name} could not be read at the end ({why}): its joules are missing from then on")
             self._recorder.conclude(deadline_ns)
-            if self._account is not None:
-                self._account.reckon(tell=True)
+            self._settle_account()
             self._part(status, deadline_ns)
             self._summary = self._recorder.finish(status, lambda: self._warnings.said)
             if self._own_writer and self._writer is not None:

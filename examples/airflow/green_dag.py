@@ -1,7 +1,7 @@
 """An Airflow DAG whose training starts in the low-carbon window that green-torch found; it holds no worker's slot until then.
 
 ``green-torch when --format iso`` prints one line, a time, which :class:`BashOperator` hands on; where the grid can't be asked that is now. The
-sensor waits in Airflow's triggerer. The DAG was loaded by Airflow's own parser, and never run by a scheduler.
+sensor waits in Airflow's triggerer. Tried with Airflow 3.3.2 (``dag.test()``, a trace for the grid), and not under a scheduler.
 """
 
 from __future__ import annotations
