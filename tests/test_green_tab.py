@@ -19,7 +19,7 @@ from green_torch.experiment.recorded import compare_runs
 from green_torch.experiment.results import Block, Comparison, VariantResult
 from green_torch.experiment.variants import parse_variant
 from green_torch.intensity import resolve
-from green_torch.records import Deferral, JobTotals, Manifest, Method, Phase
+from green_torch.records import Deferral, JobTotals, Method, Phase
 from green_torch.schedule.accounting import handed
 from green_torch.sinks.codec import plain
 from green_torch.sinks.tensorboard import TensorBoardSink
