@@ -337,7 +337,11 @@ def test_the_runs_colours_are_told_apart_by_everybody(theme: str) -> None:
         assert (lighter + 0.05) / (darker + 0.05) >= 3, name
     for (one, a), (other, b) in itertools.combinations(colours.items(), 2):
         for vision, matrix in _VISIONS.items():
-            assert math.dist(_lab(_times(matrix, a)), _lab(_times(matrix, b))) >= (35 if vision == "all cones" else 20), (one, other, vision)
+            assert math.dist(_lab(_times(matrix, a)), _lab(_times(matrix, b))) >= (35 if vision == "all cones" else 20), (
+                one,
+                other,
+                vision,
+            )
 
 
 _VISIONS = {

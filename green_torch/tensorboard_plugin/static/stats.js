@@ -4,8 +4,11 @@ const CONFIDENCE = 0.95;
 const FEWEST_EFFECTIVE = 2;
 const MIN_DRIFT = 6; // pairs; a slope costs a degree of freedom: with fewer it costs more than the drift that it removes
 const SPENT_WHEN_LOOKING = 0.8; // of the error rate
-const MIN_CORRELATION = 8; // values; with fewer, a lag-1 autocorrelation is noise
+const FEWEST_CORRELATED = 8; // values; with fewer, a lag-1 autocorrelation is noise
+const PAIRS_IN_FULL = 10; // from here on what is not known of it is allowed for in full
+const UNCERTAIN = 2; // over n: what is added to a lag-1 autocorrelation since it is not known better
 const ONE_SIDED_5_PERCENT = 1.645;
+const MIN_CORRELATION = -0.3; // neighbours that are less alike than chance narrow an interval no further
 const MAX_CORRELATION = 0.95;
 const PRECISION = 1e-14;
 
@@ -77,13 +80,18 @@ export function tQuantile(probability, dof) {
   return quantiles.get(key);
 }
 
-function autocorrelation(residuals) {
+/** What is added to the lag-1 autocorrelation of `n` residuals, since it is not known better. */
+const uncertain = (n) => (n < FEWEST_CORRELATED ? 0 : (UNCERTAIN / n) * Math.min(1, (n - 4) / (PAIRS_IN_FULL - 4)));
+
+/** By how much likeness of neighbours raises the variance of the mean, and as how many independent values it lets them count. */
+function alike(residuals) {
   const n = residuals.length;
   const power = sum(residuals.map((r) => r * r));
-  if (n < MIN_CORRELATION || !power) return 0;
+  if (n < FEWEST_CORRELATED || !power) return [1, n];
   const raw = sum(residuals.slice(1).map((r, k) => r * residuals[k])) / power;
-  if (raw + 1 / n < ONE_SIDED_5_PERCENT / Math.sqrt(n)) return 0;
-  return Math.min(raw + (1 + 3 * raw) / n, MAX_CORRELATION);
+  const correlation = Math.min(Math.max(raw + (1 + 3 * raw) / n + uncertain(n), MIN_CORRELATION), MAX_CORRELATION);
+  const inflation = Math.min((1 + correlation) / (1 - correlation), n / FEWEST_EFFECTIVE);
+  return [inflation, raw + 1 / n > ONE_SIDED_5_PERCENT / Math.sqrt(n) ? n / inflation : n];
 }
 
 const flat = (values) => {
@@ -107,10 +115,9 @@ export function meanError(values, covariate = null) {
   const n = values.length;
   const { mean, residuals, leverage, fitted } = (covariate && n >= MIN_DRIFT && line(covariate, values)) || flat(values);
   if (n < 2) return { mean, error: null, dof: null, n, nEffective: null };
-  const r = autocorrelation(residuals);
-  const nEffective = Math.max(FEWEST_EFFECTIVE, (n * (1 - r)) / (1 + r));
+  const [inflation, nEffective] = alike(residuals);
   const variance = sum(residuals.map((x) => x * x)) / (n - fitted);
-  return { mean, error: Math.sqrt((variance * leverage * n) / nEffective), dof: Math.max(1, nEffective - fitted), n, nEffective };
+  return { mean, error: Math.sqrt(variance * leverage * inflation), dof: Math.max(1, nEffective - fitted), n, nEffective };
 }
 
 /** The mean with its interval; the same as statistics.mean_interval. */
