@@ -18,7 +18,7 @@ from tests.simnvml import Gpu, Sim, constant
 WATTS = {"350 W": 350.0, "500 W": 500.0}
 STEP_S = 0.3
 STEPS = 2
-BLOCKS = 6
+BLOCKS = 7
 TOKENS = 10
 CONFIDENCE = 0.999  # so that the truth is outside by chance once in a thousand runs of this test
 PATIENCE_S = STEP_S  # a step that comes later than this begins a turn: the other variant had the one before
