@@ -37,7 +37,6 @@ class ScriptedClock:
         self._now_ns = start_ns
         self._due: list[tuple[int, int, int, Callable[[], None]]] = []
         self._made = 0
-        self._stopped: set[int] = set()
 
     def now_ns(self) -> int:
         """Where the clock stands."""
@@ -52,8 +51,6 @@ class ScriptedClock:
         end_ns = self._now_ns + s_to_ns(duration_s)
         while self._due and self._due[0][0] <= end_ns:
             due_ns, key, interval_ns, tick = heapq.heappop(self._due)
-            if key in self._stopped:
-                continue
             self._now_ns = max(self._now_ns, due_ns)
             heapq.heappush(self._due, (due_ns + interval_ns, key, interval_ns, tick))
             tick()
@@ -67,7 +64,8 @@ class ScriptedClock:
         tick()
 
         def halt() -> None:
-            self._stopped.add(key)
+            self._due = [due for due in self._due if due[1] != key]
+            heapq.heapify(self._due)
 
         return halt
 
