@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import green_torch
 from green_torch.records import Method
 from green_torch.sinks.snapshot import MAX_BLOCKS
-from green_torch.sinks.tensorboard import TensorBoardSink
+from green_torch.sinks.tensorboard import PLUGIN_NAME, SNAPSHOT_TAG, TensorBoardSink
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
 
@@ -122,6 +122,28 @@ def write_records(folder: Path, manifest: Manifest, records: Iterable[StepRecord
     if ended:
         sink.write(make_summary(record, manifest=manifest))
     writer.close()
+
+
+def write_snapshot(folder: Path, content: bytes) -> None:
+    """An event file whose snapshot is these bytes."""
+    from tensorboard.compat.proto import summary_pb2, types_pb2
+    from torch.utils.tensorboard import SummaryWriter
+
+    event = summary_pb2.Summary()
+    value = event.value.add(tag=SNAPSHOT_TAG)
+    value.metadata.plugin_data.plugin_name = PLUGIN_NAME
+    value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
+    value.tensor.dtype = types_pb2.DT_STRING
+    value.tensor.string_val.append(content)
+    writer = SummaryWriter(str(folder))
+    writer.file_writer.add_summary(event, 1)
+    writer.close()
+
+
+def write_damage(folder: Path) -> None:
+    """A file that is called like an event file and is none."""
+    folder.mkdir()
+    (folder / "events.out.tfevents.1.x").write_bytes(b"\x18\0\0\0no event file" * 50)
 
 
 @contextmanager

@@ -26,7 +26,17 @@ from green_torch.sinks.tensorboard import TensorBoardSink
 from green_torch.statistics import gain_range, mean_interval, t_quantile
 from green_torch.surroundings import DEFERRAL
 from tests.green_page import CHROMIUM, DRAWN, NAMES, Tab, chromium
-from tests.green_runs import TOKENS, ask, tensorboard, wait_for_runs, write_many, write_records, write_run
+from tests.green_runs import (
+    TOKENS,
+    ask,
+    tensorboard,
+    wait_for_runs,
+    write_damage,
+    write_many,
+    write_records,
+    write_run,
+    write_snapshot,
+)
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
 
 if TYPE_CHECKING:
@@ -814,13 +824,16 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
     for step in range(10):
         theirs.add_scalar("my/objective_loss", 3.0 - step / 10, step)
     theirs.close()
+    write_damage(folder / "broken")
+    for name, content in DAMAGED.items():
+        write_snapshot(folder / name, content)
     _, told = compared(10, loss={"bf16": 3.1})
     for name in ("fp32", "bf16"):
         write_run(folder / name, n_steps=40, comparison=told[name])
     time.sleep(max(0.0, began + 1.1 - time.monotonic()))  # an event file is named by its second
     write_records(folder / "resumed", second, records_of(range(7, 11), later_ns=2 * 10**12))
     with tensorboard(folder, "--reload_multifile=true", "--path_prefix=/deep/board", prefix="/deep/board") as address:
-        wait_for_runs(address, len(HOSTILE) + 6, ended=False)
+        wait_for_runs(address, len(HOSTILE) + len(DAMAGED) + 6, ended=False)
         context = browser.new_context(viewport={"width": 1600, "height": 1000})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         yield Tab(context.new_page(), address)
@@ -828,6 +841,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
 
 
 NAMED = "<img src=x onerror=alert(1)>&\"'"
+
+
+DAMAGED = {
+    "half": b'{"schema": 1, "manif',
+    "a list": b"[1, 2]",
+    "later": b'{"schema": 99, "manifest": {}}',
+    "odd shapes": b'{"schema": 1, "manifest": 3, "blocks": {"a": 1}, "phases": [[1], null], "totals": "x", "summary": []}',
+}
 
 
 def records_of(steps: range, *, later_ns: int = 0, job: JobTotals | None = None) -> Iterator[StepRecord]:
@@ -908,12 +929,37 @@ def test_a_job_of_several_ranks_is_shown_whole(odd: Tab) -> None:
     assert row["mfu"].split("\n")[0] == "30.0 %"
     assert "3 of 4 ranks report" in odd.texts(".sources")[0]
     assert "intervals, memory and the joules by device are rank zero's" in odd.texts(".sources")[0]
+    assert "MFU and HFU" in odd.texts(".charts h2")
+    odd.wait(".charts svg .bar.faint")
+    spoken = odd.frame.evaluate("[...document.querySelectorAll('.charts svg')].at(-1).getAttribute('aria-label')")
+    assert spoken == "MFU and HFU: bf16 · job 30.0 % and 35.0 %"
+    widths = odd.frame.evaluate(
+        "[...document.querySelectorAll('.charts .panel:last-child rect.bar')].map(e => e.width.baseVal.value)"
+    )
+    assert widths[0] / widths[1] == pytest.approx(30 / 35, rel=0.02)
     (text,) = odd.open(DRAWN["phases"], view="phases", runs="job").texts(".phases")
     assert re.search(rf"rank 0\s+\S+ \w?s\s+{units.kwh(240.0)}", text)
     assert re.search(rf"job, 3 ranks\s+{units.kwh(720.0)}", text)
     odd.open(DRAWN["timeline"], view="timeline", runs="job")
     assert "all ranks together" in odd.texts(".legend")[0]
     assert "Lines by device and phases are rank zero's" in odd.texts(".panel .note")[0]
+
+
+def test_what_cannot_be_read_is_told_and_breaks_nothing(odd: Tab) -> None:
+    """Damaged snapshots are named with what is wrong, runs of others are counted, and every view shows the rest; odd shapes read unknown."""
+    odd.open(runs="job,odd%20shapes")
+    assert set(odd.texts(".comparison tbody .name")) == {"bf16 · job", "odd shapes"}
+    assert odd.row("odd shapes")["energy"].startswith("–")
+    (problems,) = odd.frame.evaluate("[...document.querySelectorAll('.broken')].map(e => e.textContent)")
+    assert problems.startswith("3 can't be read")
+    assert "half" in problems
+    assert "no JSON" in problems
+    assert "its snapshot is of version 99, newer than this page" in problems
+    assert re.match(r"11 runs of 1[5-9] in TensorBoard", odd.texts(".status")[0])
+    for view in ("savings", "phases", "compare"):
+        odd.open(".view > *", view=view, runs="job,odd%20shapes")
+    odd.open(".lines svg .line", view="timeline", focus="job", runs="job,odd%20shapes")
+    assert [text for text in odd.complaints if "Three.js" not in text and "/font-roboto/" not in text] == []
 
 
 def test_loss_of_the_run_above_is_found(odd: Tab) -> None:
@@ -940,6 +986,7 @@ def test_every_view_draws_a_hundred_runs(tmp_path: Path, open_tab: Callable[...,
         tab.frame.get_by_role("tab", name=NAMES["frontier"]).click()
         tab.wait("[aria-label='Cost of a loss'] tbody tr:nth-child(100)")
         assert len(tab.frame.query_selector_all(".lines svg .line")) == 100
+        assert "each curve is drawn by 250 of its points" in tab.texts(".panel .note")[0]
         asked = [url for url in tab.asked if "/scalars?" in url]
         assert len(asked) < 20  # many runs at a time
         assert tab.complaints == []
@@ -947,10 +994,10 @@ def test_every_view_draws_a_hundred_runs(tmp_path: Path, open_tab: Callable[...,
 
 def test_the_slow_loader_shows_progress(tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
     """While the slow loader reads, the page already shows the runs that it has, how many there are, and that more may come."""
-    write_many(tmp_path, runs=10, points=4_000)
+    write_many(tmp_path, runs=8, points=3_000)
     with tensorboard(tmp_path, "--load_fast=false") as address:
         tab = open_tab(address)
         (status,) = tab.texts(".status")
         before = int(status.split()[0])
-        assert before < 10
+        assert before < 8
         tab.wait_until(f"parseInt(document.querySelector('.status').textContent) > {before}", timeout_s=60)

@@ -24,7 +24,7 @@ import pytest
 from green_torch.records import Phase
 from green_torch.tensorboard_plugin.plugin import STATIC
 from tests import make_regions
-from tests.green_runs import ask, tensorboard, wait_for_runs, write_run
+from tests.green_runs import ask, tensorboard, wait_for_runs, write_damage, write_run, write_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ours, one of somebody else's with a NaN in it, a damaged event file, and snapshots that are none."""
-    from tensorboard.compat.proto import summary_pb2
     from torch.utils.tensorboard import SummaryWriter
 
     folder = tmp_path_factory.mktemp("runs")
@@ -49,17 +48,8 @@ def log_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("latin", b'{"a": "\xff"}'),
         ("nan", b'{"schema": 1, "x": NaN}'),
     ):
-        writer = SummaryWriter(str(folder / name))
-        event = summary_pb2.Summary()
-        value = event.value.add(tag="green/snapshot")
-        value.metadata.plugin_data.plugin_name = "green"
-        value.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
-        value.tensor.dtype = 7  # DT_STRING
-        value.tensor.string_val.append(content)
-        writer.file_writer.add_summary(event, 1)
-        writer.close()
-    (folder / "broken").mkdir()
-    (folder / "broken" / "events.out.tfevents.1.x").write_bytes(b"\x18\0\0\0no event file" * 50)
+        write_snapshot(folder / name, content)
+    write_damage(folder / "broken")
     return folder
 
 

@@ -1,7 +1,7 @@
 // Loss vs energy: which run learns most for a kilowatt-hour, or a gram.
 
 import { lines } from "./charts.js";
-import { lossHomes } from "./data.js";
+import { lossHomes, pointsOf } from "./data.js";
 import { fill, h, inTurns, named } from "./dom.js";
 import * as f from "./format.js";
 import { legend } from "./timeline.js";
@@ -94,6 +94,8 @@ function smoothed(points, weight) {
 }
 
 function charts(ctx, curves) {
+  const points = pointsOf(new Set(ctx.chosen.flatMap(lossHomes)).size);
+  const thinned = points < pointsOf(1) ? points : 0;
   const { word, format } = AXES[ctx.state.cumulative];
   const found = curves.filter((curve) => curve.points.length);
   const without = curves.filter((curve) => !curve.points.length);
@@ -111,7 +113,7 @@ function charts(ctx, curves) {
   return [
     h("section", { class: "panel" }, h("h2", {}, `Loss against cumulative ${word}`), legend(series.filter((one) => !one.faint).slice(0, 24)),
       lines({ label: `Loss against cumulative ${word}`, series, xFormat: format, yFormat: f.tick, xLabel: `cumulative ${word}`, xFromZero: true, view: ctx.state.zoom, onView: (view) => ctx.set({ zoom: view }), height: 340, marks: [{ y: target }, ...reached.filter(({ at }) => at !== null).map(({ run, at }) => ({ x: at, y: target, color: ctx.color(run) }))] }),
-      h("p", { class: "note" }, `${f.short(ctx.lossTag, 60)}; further down and to the left is better. Energy of the whole run, evaluation and saving included.`),
+      h("p", { class: "note" }, `${f.short(ctx.lossTag, 60)}; further down and to the left is better. Energy of the whole run, evaluation and saving included.${thinned ? ` Of so many runs, each curve is drawn by ${thinned} of its points.` : ""}`),
       without.length ? h("p", { class: "note" }, `Without both curves: ${without.slice(0, 8).map(({ run }) => f.short(run.told, 40)).join(", ")}${without.length > 8 ? ` and ${without.length - 8} more` : ""}.`) : null),
     h("section", { class: "panel holds-table", "aria-label": "Cost of a loss" },
       h("div", { class: "bar" }, h("h2", {}, "To reach a loss of"), slider),
