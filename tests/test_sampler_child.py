@@ -122,12 +122,12 @@ time.sleep(60)
 
 def test_a_hung_driver_never_delays_a_step(apart):
     """While NVML hangs in the child, and then in this process's thread, step() returns at once and the run ends in time."""
-    hang = Fault("slow", 0.5, 4.0, 3.0)
+    hang = Fault("slow", 1.2, 4.5, 3.0)  # by then the child reads, on a busy machine too
     with simulated(Gpu(constant(100), period_s=0.02, faults=(hang,)), virtual=False, cost_sleeps=True) as sim:
         sink, longest = MemorySink(), 0.0
         tracker = green_torch.track(meters=[apart(sim)], intensity=100, sinks=[sink], log_every_n_steps=1)
         with pytest.warns(green_torch.GreenTorchWarning), tracker:
-            while time.monotonic_ns() < sim.at(1.6):
+            while time.monotonic_ns() < sim.at(2.3):
                 begun = time.monotonic()
                 tracker.step()
                 longest = max(longest, time.monotonic() - begun)
@@ -136,7 +136,7 @@ def test_a_hung_driver_never_delays_a_step(apart):
         assert longest < 0.5
         assert time.monotonic() - left < 6.0
         assert any(record.flags for record in sink.records)
-        assert sink.records[10].energy_j is not None
+        assert sink.records[0].energy_j is not None
 
 
 def test_a_killed_child_is_replaced_by_the_thread(apart):
