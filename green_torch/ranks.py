@@ -141,7 +141,7 @@ class Ranks:
             return False
         if self._connected_ns is None:
             return _group() is not None
-        others = [totals for _, _, totals in self._heard.values()]
+        others = [totals for _, _, totals in tuple(self._heard.values())]  # another thread listens
         return not (all_at_it(others, self._world_size - 1) or self._clock.now_ns() - self._connected_ns > _GRACE_NS)
 
     def finish(self, own: RankTotals, deadline_ns: int) -> None:

@@ -58,10 +58,16 @@ def test_each_rank_meters_its_own(tmp_path, strategy):
     """Launched or spawned: the ranks' files share rank zero's directory; values and loss are logged by rank zero alone, once a step."""
     done = fit(tmp_path, strategy)
     assert done.returncode == 0, done.stderr
-    check(of_each_rank(tmp_path / "exp" / "version_0"))
+    ranks = of_each_rank(tmp_path / "exp" / "version_0")
+    check(ranks)
+    train = [record for record in ranks[0].records if record.phase == "train"]
+    known = [
+        record.step for record in train if record.job.per_step is not None
+    ]  # a rank that starves is waited for two seconds
+    assert known == list(range(known[0], STEPS))
     found = events(tmp_path / "exp" / "version_0")
-    assert steps_of(found, "train_loss") == steps_of(found, PER_STEP) == list(range(STEPS))
-    assert list(column(csv_rows(tmp_path / "csv" / "version_0"), PER_STEP)) == list(range(STEPS))
+    assert steps_of(found, "train_loss") == steps_of(found, "green/step_time_s") == list(range(STEPS))
+    assert steps_of(found, PER_STEP) == known == list(column(csv_rows(tmp_path / "csv" / "version_0"), PER_STEP))
     assert ("no run in this process yet" if strategy == "ddp_spawn" else "all ranks    2 of 2 report") in done.stdout
 
 
