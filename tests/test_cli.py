@@ -79,7 +79,7 @@ def test_doctor_prints_all_that_it_found(report: doctor.Report, width: int) -> N
     for one in report.meters:
         assert one.domain.name in text
         assert one.domain.method in text
-    assert "475" not in text
+    assert "475 g" not in text
     assert "FR" in text
 
 

@@ -312,4 +312,6 @@ def test_ctrl_c(tmp_path):
     assert [record.step for record in cut.records if record.phase == "train"] == list(range(7))
     assert cut.summary.status == "failed"
     assert cut.summary.warnings == ("ended by KeyboardInterrupt",)
-    assert cut.summary.totals.energy_j == pytest.approx(POWER_W * cut.summary.totals.duration_s, rel=0.01)
+    totals = cut.summary.totals
+    assert totals.energy_lo_j <= POWER_W * totals.duration_s <= totals.energy_hi_j
+    assert totals.energy_j == pytest.approx(POWER_W * totals.duration_s, abs=POWER_W * 0.3)  # a loaded machine reads late
