@@ -188,6 +188,7 @@ def _work(job: _Job, pipe: Connection) -> None:
             return
 
         import torch
+        import torch._dynamo  # torch's optimizers load it when they are made: seconds, once here or again in each fork
 
         if job.threads is not None:
             torch.set_num_threads(job.threads)
