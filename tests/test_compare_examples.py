@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,14 @@ def run(name: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_compare_precision_and_its_picture(tmp_path):
+def plot(monkeypatch, folder: Path, *arguments: str) -> None:
+    """Runs the script that draws, in this process: a second one would load matplotlib again."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["plot_comparison.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "plot_comparison.py"), run_name="__main__")
+
+
+def test_compare_precision_and_its_picture(tmp_path, monkeypatch):
     """The comparison says what each costs and how it knows; the picture is drawn from its JSON."""
     pytest.importorskip("matplotlib")
     printed = run("compare_precision.py", "--seconds", "1", "--blocks", "3", "--json", "found.json", folder=tmp_path)
@@ -31,20 +39,18 @@ def test_compare_precision_and_its_picture(tmp_path):
     assert "mJ a sample" in printed or "energy not known" in printed
     found = json.loads((tmp_path / "found.json").read_text())
     assert [len(result["blocks"]) for result in found["results"]] == [3, 3]
-    run("plot_comparison.py", "found.json", "found.png", folder=tmp_path)
+    plot(monkeypatch, tmp_path, "found.json", "found.png")
     picture = (tmp_path / "found.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 5000
-    run("plot_comparison.py", "found.json", "found.svg", folder=tmp_path)
+    plot(monkeypatch, tmp_path, "found.json", "found.svg")
     drawn = (tmp_path / "found.svg").read_text()
     assert "95 % intervals" in drawn  # matplotlib notes each text beside its outlines
 
 
-def test_a_picture_of_nothing_is_refused(tmp_path):
+def test_a_picture_of_nothing_is_refused(tmp_path, monkeypatch):
     """Where no variant was measured there is nothing to draw."""
     pytest.importorskip("matplotlib")
     (tmp_path / "found.json").write_text(json.dumps({"results": [{"blocks": []}]}))
-    command = [sys.executable, str(EXAMPLES / "plot_comparison.py"), "found.json", "found.png"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "nothing was measured" in done.stderr
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        plot(monkeypatch, tmp_path, "found.json", "found.png")

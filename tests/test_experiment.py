@@ -103,8 +103,8 @@ class SimulatedGpu:
         return self._meter
 
 
-def scripted_build(variant, clock, power, step_s, watts):
-    """A linear model whose steps take scripted seconds at scripted watts; "broken" fails, "dying" takes its process with it."""
+def scripted_build(variant, *, clock, power, step_s, watts, own):
+    """A linear model, or an own step, that takes scripted seconds at scripted watts; "broken" fails, "dying" takes its process with it."""
     if variant.name == "broken":
         raise RuntimeError("this one can't be built")
     if variant.name == "dying":
@@ -114,7 +114,7 @@ def scripted_build(variant, clock, power, step_s, watts):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
     seconds = step_s.get(variant.name, 0.25)
     jitter = random.Random(f"{variant.name} 1")
-    if variant.name.startswith("own step"):
+    if own:
         return OwnStep(clock, seconds, jitter)
 
     def loss(model, batch):
@@ -141,14 +141,14 @@ class OwnStep:
         self.clock.advance(self.seconds * self.jitter.gauss(1, 0.02))
 
 
-def script(method=Method.COUNTER, step_s=None, watts=None, meter=None):
-    """What scripted workers are given: the build, and the arguments of track()."""
+def script(method=Method.COUNTER, step_s=None, watts=None, meter=None, own=False):
+    """What scripted workers are given: the build (of an own step where ``own``), and the arguments of track()."""
     clock, power = ScriptedClock(), Power()
     if meter is None:
         meter = ScriptedMeter(clock, {"gpu0": power}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
     else:
         meter = meter(clock, power)
-    build = partial(scripted_build, clock=clock, power=power, step_s=step_s or {}, watts=watts or {})
+    build = partial(scripted_build, clock=clock, power=power, step_s=step_s or {}, watts=watts or {}, own=own)
     return build, {"clock": clock, "meters": [meter], "intensity": 100.0, "poll_interval_s": 0.02, "peak_flop_per_s": 1e12}
 
 
@@ -591,7 +591,7 @@ class TestUsersStep:
 
     def test_measured_like_a_workload(self):
         """Its steps have time, joules and the units that it states; without a loss nothing is said of the training."""
-        build, track = script(watts={"own step": 300.0})
+        build, track = script(watts={"own step": 300.0}, own=True)
         replies = serve(Variant("own step"), [Order(0, 0, 4)], build=build, track=track)
         (warm,) = (reply for reply in replies if isinstance(reply, Warm))
         (block,) = blocks_of(replies)
@@ -684,12 +684,19 @@ class TestConditions:
         assert found.to_dict()["results"][1]["throttled"] == {"thermal": 2}
 
 
+STEPS_S = {"slow": 3.0, "fast": 2.0, "hot": 3.0}  # tens of the counter's updates a step: its bounds are tight
+WATTS = {"slow": 350.0, "fast": 500.0, "hot": 500.0}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A comparison of real workers on simulated GPUs: 350 W for 0.3 s a step, 500 W for 0.2 s a step, and one that can't be built."""
-    build, track = script(step_s={"slow": 0.3, "fast": 0.2}, watts={"slow": 350.0, "fast": 500.0}, meter=SimulatedGpu)
+    """A comparison of real workers on simulated GPUs, in their own time: whatever else runs here, a watt and a second are what they are.
+
+    350 W for 3 s a step, 500 W for 2 s a step, 500 W for 3 s a step, and one that can't be built.
+    """
+    build, track = script(step_s=STEPS_S, watts=WATTS, meter=SimulatedGpu, own=True)
     folder, told = tmp_path_factory.mktemp("runs"), []
-    variants = [Variant("slow"), Variant("broken"), Variant("fast")]
+    variants = [Variant("slow"), Variant("broken"), Variant("fast"), Variant("hot")]
     comparison = compare(
         build, variants, blocks=6, steps_per_block=15, log_dir=folder, threads=1, track=track, progress=told.append, seed=3
     )
@@ -700,7 +707,7 @@ class TestRealWorkers:
     """Spawned processes."""
 
     def test_known_truth(self, finished):
-        """105 J against 100 J a step: the interval and the meter's bounds hold the truth, and time and energy differ."""
+        """1,050 J against 1,000 J a step: the interval and the meter's bounds hold the truth, and time and energy differ."""
         comparison, *_ = finished
         time, energy = comparison.time("fast"), comparison.energy("fast")
         assert time.lo <= -1 / 3 <= time.hi
@@ -711,8 +718,36 @@ class TestRealWorkers:
         assert (energy.gain_lo, energy.gain_hi) == pytest.approx((energy.estimate, energy.estimate))
         assert comparison.headline == "energy"
         assert comparison.stopped == "blocks"
-        assert comparison.result("slow").power_w == pytest.approx(350, rel=0.01)
-        assert comparison.result("fast").energy_per_token_j == pytest.approx(10, rel=0.02)
+        assert comparison.result("fast").energy_per_token_j == pytest.approx(100, rel=0.02)
+
+    def test_watts_alone(self, finished):
+        """500 W against 350 W for steps as long: interval and meter's bounds hold the true joules a token, far from zero."""
+        comparison, *_ = finished
+        energy = comparison.energy("hot")
+        seconds = [
+            b.duration_s / a.duration_s
+            for a, b in zip(comparison.baseline.blocks, comparison.result("hot").blocks, strict=True)
+        ]
+        truth = 500 / 350 * math.prod(seconds) ** (1 / len(seconds)) - 1
+        assert energy.lo <= truth <= energy.hi
+        assert energy.instrument_lo <= truth <= energy.instrument_hi
+        assert min(energy.lo, energy.instrument_lo) > 0.3
+        assert energy.estimate == pytest.approx(truth, abs=0.03)
+        assert not comparison.time("hot").distinguishable
+        assert energy.gain_lo == pytest.approx(energy.gain_hi)
+        assert comparison.departure("hot") == ""
+        assert not any("hotter" in note for note in comparison.notes("hot"))
+        assert {result.temperature_c for result in comparison.results} <= {45.0, None}
+
+    def test_every_block_is_the_known_power(self, finished):
+        """Between its bounds, each block's joules are the variant's watts times the block's seconds."""
+        comparison, *_ = finished
+        for name, watts in WATTS.items():
+            result = comparison.result(name)
+            assert result.methods == {"gpu0": Method.COUNTER}
+            assert result.power_w == pytest.approx(watts, rel=0.01)
+            for block in result.blocks:
+                assert block.energy_lo_j <= watts * block.duration_s <= block.energy_hi_j
 
     def test_a_failure_is_a_result(self, finished):
         """The variant that can't be built says why, and has no difference; the others are whole."""
@@ -727,7 +762,7 @@ class TestRealWorkers:
     def test_one_run_a_variant(self, finished):
         """Each variant is one run on disk, labelled, whose train time is its own steps' and not its waiting."""
         comparison, folder, _ = finished
-        for name, step_s in (("slow", 0.3), ("fast", 0.2)):
+        for name, step_s in STEPS_S.items():
             (file,) = (folder / name / "green").glob("rank-00000.segment-*.jsonl")
             assert name in file.read_text().splitlines()[0]
             result = comparison.result(name)
@@ -744,7 +779,7 @@ class TestRealWorkers:
             "measuring",
             "closing",
         ]
-        assert (told[-1].done, told[-1].total) == (18, 18)
+        assert (told[-1].done, told[-1].total) == (24, 24)
         read = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
         assert read["baseline"] == "slow"
         assert read["differences"]["broken"]["time"] is None
@@ -752,8 +787,8 @@ class TestRealWorkers:
 
     def test_interrupted_and_a_death(self):
         """Ctrl-C keeps the blocks measured so far, and a worker that dies leaves its exit code as the reason."""
-        build, track = script()
-        variants = [Variant("own step"), Variant("dying")]
+        build, track = script(own=True)
+        variants = [Variant("a"), Variant("dying")]
 
         def progress(at):
             if at.stage == "measuring" and at.done >= 3:
@@ -769,25 +804,25 @@ class TestRealWorkers:
 
     def test_until_and_a_step_of_the_users(self):
         """Measuring ends when the interval is narrow enough, after ten rounds at the earliest, and the intervals say that it was looked for."""
-        build, track = script()
+        build, track = script(own=True)
         told = []
-        variants = [Variant("own step"), Variant("own step too")]
+        variants = [Variant("a"), Variant("b")]
         found = compare(build, variants, steps_per_block=4, until=0.006, track=track, threads=1, progress=told.append)
         assert found.stopped == "until"
         assert 11 <= len(found.baseline.blocks) < 40
         widths = [at.half_width for at in told if at.half_width is not None]
         assert widths[-1] <= 0.006 < widths[0]
-        assert found.energy("own step too").looking
-        assert found.energy("own step too").half_width < 0.0066
-        assert found.result("own step too").applied_by_user
-        assert found.notes("own step too")[0] == "variant applied by the user's code"
+        assert found.energy("b").looking
+        assert found.energy("b").half_width < 0.0066
+        assert found.result("b").applied_by_user
+        assert found.notes("b")[0] == "variant applied by the user's code"
 
     def test_budgets_and_a_baseline_that_does_not_fit(self):
         """An energy budget ends it; a baseline out of memory leaves the others' figures, and nothing to compare them with."""
-        build, track = script()
+        build, track = script(own=True)
         found = compare(
             build,
-            [Variant("too large"), Variant("own step")],
+            [Variant("too large"), Variant("a")],
             blocks=50,
             steps_per_block=4,
             budget_j=450.0,
@@ -795,11 +830,11 @@ class TestRealWorkers:
             threads=1,
         )
         assert found.stopped == "budget_j"
-        assert len(found.result("own step").blocks) == 6  # 100 J each; the fifth is settled after the sixth
-        assert (found.baseline.fits, found.result("own step").fits) == (False, True)
+        assert len(found.result("a").blocks) == 6  # 100 J each; the fifth is settled after the sixth
+        assert (found.baseline.fits, found.result("a").fits) == (False, True)
         assert "80 GiB" in found.baseline.error
-        assert (found.time("own step"), found.energy("own step"), found.departure("own step")) == (None, None, "")
-        assert found.saving("own step", planned_tokens=1e9) is None
+        assert (found.time("a"), found.energy("a"), found.departure("a")) == (None, None, "")
+        assert found.saving("a", planned_tokens=1e9) is None
         json.dumps(found.to_dict(), allow_nan=False)
 
 
