@@ -161,7 +161,7 @@ def _of_node(meter: Meter) -> bool:
 
 
 def baseline_of(path: str | os.PathLike[str] | None) -> Baseline | None:
-    """The baseline run's train energy per token, or sample, or step.
+    """The baseline run's train energy per token, or sample, or step, with the meter's bounds on it.
 
     Raises:
         ArgumentError: nothing usable is there.
@@ -183,9 +183,19 @@ def baseline_of(path: str | os.PathLike[str] | None) -> Baseline | None:
             ("step", summary.energy_per_step_j),
         ):
             if energy_j is not None:
-                return Baseline(name, unit, energy_j)
+                bounds = (summary.energy_per_step_lo_j, summary.energy_per_step_hi_j)
+                return Baseline(name, unit, energy_j, *_bounds_of(energy_j, summary.energy_per_step_j, bounds))
     train = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
     for unit, count in (("token", train.tokens), ("sample", train.samples), ("step", train.n_steps)):
         if count and train.energy_j is not None:
-            return Baseline(name, unit, train.energy_j / count)
+            energy_j, bounds = train.energy_j / count, (train.energy_lo_j, train.energy_hi_j)
+            return Baseline(name, unit, energy_j, *_bounds_of(energy_j, train.energy_j, bounds))
     raise ArgumentError(f"baseline={str(path)!r}: that run holds no train step with known energy")
+
+
+def _bounds_of(
+    part_j: float, whole_j: float | None, bounds: tuple[float | None, float | None]
+) -> tuple[float | None, float | None]:
+    """The bounds of a part of some joules, in proportion to those of the whole."""
+    lo, hi = bounds
+    return (None, None) if not whole_j or lo is None or hi is None else (part_j * lo / whole_j, part_j * hi / whole_j)

@@ -60,11 +60,13 @@ _SAID: dict[str, str] = {  # what is said once of a flag that has befallen a dom
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The run that savings are measured against: its train energy per unit of work."""
+    """The run that savings are measured against: its train energy per unit of work, with the meter's bounds where it has any."""
 
     name: str
     unit: str  # "token" | "sample" | "step"
     energy_per_unit_j: float
+    energy_per_unit_lo_j: float | None = None
+    energy_per_unit_hi_j: float | None = None
 
 
 class Recorder:
@@ -467,6 +469,22 @@ class Recorder:
         saved_j = footprint.saving(self._baseline.energy_per_unit_j, energy_per_unit_j, units_per_step * planned)
         return total_g, footprint.operational_g(saved_j, self.manifest.pue, self._point.g_per_kwh)
 
+    def _savings_bounds_g(self, typical: RunSummary) -> tuple[float | None, float | None]:
+        """Between which bounds the saving lies by what the meters warrant of both runs' train steps; ``None`` where one has no bounds."""
+        baseline, planned, point = self._baseline, self.manifest.planned_steps, self._point
+        own = self._totals.typical.per_unit(baseline.unit) if baseline else None
+        per_step, lo, hi = typical.energy_per_step_j, typical.energy_per_step_lo_j, typical.energy_per_step_hi_j
+        if baseline is None or planned is None or point is None or own is None or not per_step or lo is None or hi is None:
+            return None, None
+        if baseline.energy_per_unit_lo_j is None or baseline.energy_per_unit_hi_j is None:
+            return None, None
+        energy_per_unit_j, units_per_step = own
+        units = units_per_step * planned
+        least_j = footprint.saving(baseline.energy_per_unit_lo_j, energy_per_unit_j * hi / per_step, units)
+        most_j = footprint.saving(baseline.energy_per_unit_hi_j, energy_per_unit_j * lo / per_step, units)
+        pue, g_per_kwh = self.manifest.pue, point.g_per_kwh
+        return footprint.operational_g(least_j, pue, g_per_kwh), footprint.operational_g(most_j, pue, g_per_kwh)
+
     def _projected(
         self, totals: RunTotals, so_far: float | None, carried: float | None, per_step: float | None, name: str
     ) -> float | None:
@@ -487,6 +505,7 @@ class Recorder:
         if price is not None and totals.facility_energy_j is not None:
             cost = joules_to_kwh(totals.facility_energy_j) * price
         total_g, savings_g = self._projections(totals)
+        savings_lo_g, savings_hi_g = (None, None) if savings_g is None else self._savings_bounds_g(typical)
         carried_j = self.manifest.carried_energy_j
         total_s = self._projected(totals, totals.duration_s, 0.0, typical.step_time_s, "duration_s")
         return replace(
@@ -498,6 +517,8 @@ class Recorder:
             cost=cost,
             projected_total_g=total_g,
             projected_savings_g=savings_g,
+            projected_savings_lo_g=savings_lo_g,
+            projected_savings_hi_g=savings_hi_g,
             projected_energy_j=self._projected(totals, totals.energy_j, carried_j, typical.energy_per_step_j, "energy_j"),
             time_left_s=None if total_s is None else max(0.0, total_s - totals.duration_s),
             warnings=warnings,

@@ -597,6 +597,8 @@ class RunSummary:
     cost: float | None = None
     projected_total_g: float | None = None
     projected_savings_g: float | None = None
+    projected_savings_lo_g: float | None = None  # by the meters' bounds on both runs, not by how steps scatter
+    projected_savings_hi_g: float | None = None
     projected_energy_j: float | None = None
     time_left_s: float | None = (
         None  # until the planned steps are done, by what typical steps and what goes on around them take
@@ -676,7 +678,13 @@ class RunSummary:
             left = f", {hours(self.time_left_s)} left" if self.status == "running" and self.time_left_s is not None else ""
             yield "projected", f"{grams(self.projected_total_g)}{energy} for {manifest.planned_steps} steps{left}"
         if self.projected_savings_g is not None:
-            yield "  saving", f"{grams(self.projected_savings_g)} against {manifest.baseline}"
+            between = _between(self.projected_savings_lo_g, self.projected_savings_hi_g, grams)
+            known = (
+                f"{between} by the meters' bounds on both runs, the scatter of steps not in it"
+                if between
+                else ", bounds unknown"
+            )
+            yield "  saving", f"{grams(self.projected_savings_g)}{known}; against {manifest.baseline}"
         if self.cost is not None:
             yield "cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
 

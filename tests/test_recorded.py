@@ -13,6 +13,7 @@ import green_torch
 from green_torch.errors import ArgumentError, LedgerError, UnknownRegionError
 from green_torch.experiment.recorded import _Kept, _read, _stretch_bounds, compare_runs
 from green_torch.records import Method
+from green_torch.sinks.jsonl import read_jsonl
 from green_torch.testing import ScriptedClock, ScriptedMeter
 
 TOKENS = 100
@@ -307,6 +308,9 @@ def test_the_live_saving_is_the_hand_computed_one(tmp_path):
     g_per_kwh = lines[0]["intensity"]["g_per_kwh"]
     saved_g = (4.0 - 3.0) * 10 * 1000 / 3.6e6 * 1.2 * g_per_kwh
     assert lines[-1]["projected_savings_g"] == pytest.approx(saved_g, rel=0.03)
+    lo_g, hi_g = lines[-1]["projected_savings_lo_g"], lines[-1]["projected_savings_hi_g"]
+    assert lo_g <= saved_g <= hi_g
+    assert 0 < lo_g < hi_g < 1.5 * saved_g
     events = EventAccumulator(str(own)).Reload()
     assert events.Scalars("green/projected_savings_gCO2e")[-1].value == pytest.approx(saved_g, rel=0.03)
     manifest = [line for line in lines if line["type"] == "manifest"][-1]
@@ -315,3 +319,15 @@ def test_the_live_saving_is_the_hand_computed_one(tmp_path):
     after = compare_runs([base, own]).saving("own", planned_tokens=10_000)
     assert after.emissions_g.value == pytest.approx(saved_g, rel=0.03)
     assert after.emissions_g.lo <= saved_g <= after.emissions_g.hi
+
+
+@pytest.mark.parametrize("estimated", ["base", "own"])
+def test_a_live_saving_of_modelled_joules_has_no_bounds(tmp_path, estimated):
+    """Where either run's joules are modelled, nothing bounds the saving, and the summary says so."""
+    methods = {name: Method.ESTIMATED if name == estimated else Method.COUNTER for name in ("base", "own")}
+    base, *_ = run(tmp_path / "base", watts=400.0, method=methods["base"])
+    own, *_ = run(tmp_path / "own", baseline=base, planned_steps=1000, method=methods["own"])
+    summary = read_jsonl(lines_of(own)[0]).summary
+    assert summary.projected_savings_g > 0
+    assert (summary.projected_savings_lo_g, summary.projected_savings_hi_g) == (None, None)
+    assert "bounds unknown" in str(summary)

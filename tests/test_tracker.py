@@ -456,7 +456,11 @@ def test_projection_and_saving_against_a_baseline(tmp_path):
     with run.tracker:
         run.steps(20, 0.1, tokens=10)
     saved_g = (40.0 - 30.0) / 10 * (10 * 1000) / 3.6e6 * 100.0
-    assert run.sink.summary.projected_savings_g == pytest.approx(saved_g, rel=0.1)
+    summary = run.sink.summary
+    assert summary.projected_savings_g == pytest.approx(saved_g, rel=0.1)
+    assert summary.projected_savings_lo_g <= saved_g <= summary.projected_savings_hi_g
+    assert summary.projected_savings_lo_g <= summary.projected_savings_g <= summary.projected_savings_hi_g
+    assert "by the meters' bounds on both runs" in str(summary)
     assert run.sink.summary.projected_total_g == pytest.approx(30.0 * 1000 / 3.6e6 * 100.0, rel=0.1)
 
 
