@@ -575,7 +575,7 @@ class RunSummary:
     """
 
     manifest: Manifest
-    status: str  # running | completed | requeued | failed
+    status: str  # running | completed | requeued | interrupted | failed
     resolved_through: int | None
     last_step: int | None
     totals: RunTotals

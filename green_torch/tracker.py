@@ -752,10 +752,10 @@ track = Tracker
 
 
 def _status_of(error: BaseException | None) -> str:
-    """How a run ended that this leaves: ``sys.exit()`` completes it, and with 75 it is to be queued again, whoever said so."""
+    """How a run ended that this leaves: ``sys.exit()`` completes it, with 75 it is to be queued again, and Ctrl-C interrupts it."""
     if isinstance(error, SystemExit):
         return "completed" if not error.code else "requeued" if error.code == REQUEUE else "failed"
-    return "failed"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
 
 def _in_forked_child() -> None:

@@ -175,6 +175,7 @@ def test_a_phase_can_be_left_out() -> None:
         ("completed", 1.0, Status.COMPLETED),
         ("failed", 1.0, Status.FAILED),
         ("requeued", 1e5, Status.REQUEUED),
+        ("interrupted", 1e5, Status.INTERRUPTED),
         (None, 60.0, Status.RUNNING),
         (None, 1e5, Status.KILLED),
         ("running", 1e5, Status.KILLED),
@@ -360,6 +361,18 @@ def test_a_run_that_is_queued_again_has_not_ended(tmp_path: Path) -> None:
     assert (run.finished, run.lost) == (False, False)
     assert (run.useful.energy_j, run.wasted.energy_j, run.n_steps) == (pytest.approx(300.0), None, 10)
     assert ledger.failed_share(ledger.group("all", [run])).n_ended == 0
+    written(tmp_path, run_id="r", status="failed", rank=1, world_size=2)
+    assert read(tmp_path).runs[0].status is Status.FAILED
+
+
+def test_a_run_that_its_user_interrupted_is_not_lost(tmp_path: Path) -> None:
+    """It has ended, its work is useful and nobody calls it a failure; a rank of it that failed makes it one."""
+    written(tmp_path, run_id="r", status="interrupted", world_size=2)
+    (run,) = read(tmp_path).runs
+    assert (run.finished, run.lost) == (True, False)
+    assert (run.useful.energy_j, run.wasted.energy_j, run.n_steps) == (pytest.approx(300.0), None, 10)
+    failed = ledger.failed_share(ledger.group("all", [run]))
+    assert (failed.n_lost, failed.n_ended) == (0, 1)
     written(tmp_path, run_id="r", status="failed", rank=1, world_size=2)
     assert read(tmp_path).runs[0].status is Status.FAILED
 

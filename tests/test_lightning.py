@@ -275,10 +275,13 @@ def test_a_second_fit_and_a_resumed_one_continue_the_axis(bench):
     assert bench.green.summary().manifest.planned_steps == 6
 
 
-@pytest.mark.parametrize(("error", "seen"), [(ValueError("mine"), ValueError), (KeyboardInterrupt(), SystemExit)])
+@pytest.mark.parametrize(
+    ("error", "seen", "status"),
+    [(ValueError("mine"), ValueError, "failed"), (KeyboardInterrupt(), SystemExit, "interrupted")],
+)
 @pytest.mark.parametrize("where", ["training_step", "validation_step"])
-def test_an_exception_ends_the_run_as_failed(bench, error, seen, where):
-    """The user's error comes through as Lightning passes it on; the run is closed as failed, with what was measured."""
+def test_an_exception_ends_the_run_as_what_it_is(bench, error, seen, status, where):
+    """The user's error comes through as Lightning passes it on; the run is closed as failed or interrupted, with what was measured."""
     calls = []
 
     def act(name):
@@ -290,7 +293,7 @@ def test_an_exception_ends_the_run_as_failed(bench, error, seen, where):
     trainer = bench.trainer(monitor, max_steps=9, num_sanity_val_steps=0, val_check_interval=2, limit_val_batches=1)
     with pytest.raises(seen):
         trainer.fit(bench.module(act=act), data(), data(2))
-    assert bench.green.summary().status == "failed"
+    assert bench.green.summary().status == status
     assert [record.step for record in bench.of("train")] == list(range(2 if where == "training_step" else 6))
     assert bench.green.summary().totals.energy_j == pytest.approx(POWER_W * bench.green.summary().totals.duration_s, rel=CLOSE)
     assert bench.green.summary().totals.duration_s == pytest.approx(

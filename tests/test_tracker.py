@@ -397,12 +397,13 @@ def test_a_step_that_raises_leaves_everything_on_disk_and_closed():
 
 
 def test_ctrl_c_closes_the_run():
-    """KeyboardInterrupt is not swallowed, and the summary is written."""
+    """KeyboardInterrupt is not swallowed, and the summary is written: the run was interrupted, and has not failed."""
     run = Run()
     with pytest.raises(KeyboardInterrupt), run.tracker:
         run.steps(3, 0.1)
         raise KeyboardInterrupt
-    assert run.sink.summary.status == "failed"
+    assert run.sink.summary.status == "interrupted"
+    assert not any("ended by" in said for said in run.sink.summary.warnings)
     assert run.sink.summary.totals.phase("train").n_steps == 3
 
 

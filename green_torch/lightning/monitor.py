@@ -193,7 +193,7 @@ class GreenMonitor(Callback):
 
     @harmless
     def on_exception(self, _trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
-        """Closes the run as failed; what was measured is on disk."""
+        """Closes the run as failed, or as interrupted by Ctrl-C; what was measured is on disk."""
         self._close(exception)
 
     def state_dict(self) -> dict[str, Any]:
