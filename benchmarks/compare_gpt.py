@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from report import table, write
+from report import instructions, table, write
 
 from green_torch.cli.compare import BuiltIn, parse_memory
 from green_torch.cli.comparison import difference
@@ -23,7 +23,8 @@ from green_torch.experiment import Comparison, Progress, VariantResult, compare
 from green_torch.units import kwh, si
 
 # The baseline first. Where BF16 is emulated the options stand on FP32, or every one of them would take minutes a block.
-ON_CPU = "fp32,tf32,fp32+flash,fp32+flash+checkpoint,fp32+flash+compile,bf16"
+ON_CPU_WITHOUT_BF16 = "fp32,tf32,fp32+flash,fp32+flash+checkpoint,fp32+flash+compile,bf16"
+ON_CPU = "fp32,tf32,fp32+flash,bf16,bf16+flash,bf16+flash+checkpoint,bf16+flash+compile"
 ON_GPU = "fp32,tf32,bf16,bf16+flash,bf16+flash+checkpoint,bf16+flash+compile"
 PLANNED_TOKENS = 10e9
 CLAIMED_MFU = (0.40, 0.70)
@@ -45,7 +46,8 @@ def usual(*, gpu: bool) -> Design:
     """What a device can do in a few minutes."""
     if gpu:
         return Design(("124M", "350M"), ON_GPU, 12, None, 240.0, largest_batch=True)
-    return Design(("10M",), ON_CPU, 12, 3, None, largest_batch=False)
+    variants = ON_CPU if "BF16" in instructions() else ON_CPU_WITHOUT_BF16
+    return Design(("10M",), variants, 12, 3, None, largest_batch=False)
 
 
 QUICK = Design(("1M",), "fp32,fp32+flash", 2, 1, None, largest_batch=False)
