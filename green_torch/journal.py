@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from green_torch.records import Flag, Instant
 from green_torch.steps import Cadence, StepBuilder
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Ran = tuple["FlopCount | None", tuple[str, ...]]  # FLOPs that ran since the last mark, with their flags
 NOTHING_RAN: Ran = (None, ())
 _MOST_NOTES = 1024  # beyond it the training thread reads them itself: the reader is starved
-_AS_IT_IS = frozenset((int, type(None)))  # types of what is given that need no look before it is read
 
 
 class Journal:
@@ -51,7 +50,7 @@ class Journal:
         self._peak_bytes: int | None = None  # asked once for all that is read together
         self._put = put
         self._warn = warn
-        self._notes: deque[tuple[Callable[..., list[Span]], int, tuple[object, ...]]] = deque()  # what to do, when, with what
+        self._notes: deque[tuple[Any, ...]] = deque()  # when, what to do (None: a step ended), and what was given
         self._builder = StepBuilder(Instant.exact(self._mark()), cadence, lambda: self._peak_bytes)
         self._waiting: deque[Span] = deque(self._builder.opening())  # spans whose boundaries the device has not passed
         self._reading = threading.RLock()  # a signal's handler that saves a checkpoint may strike within
@@ -80,32 +79,38 @@ class Journal:
 
     def step(self, tokens: object, samples: object, step: object, ran: Ran) -> None:
         """A step ends here. What was given is checked when it is read, but a tensor, which may count on in place, is read now."""
-        if not (type(tokens) in _AS_IT_IS and type(samples) in _AS_IT_IS and type(step) in _AS_IT_IS):
+        # All this runs after a step's whole work, in caches that have forgotten it: each name looked up here costs.
+        if not (
+            (tokens is None or type(tokens) is int)
+            and (samples is None or type(samples) is int)
+            and (step is None or type(step) is int)
+        ):
             tokens, samples, step = _now(tokens), _now(samples), _now(step)
-        self._notes.append((self._end_step, self._mark(), (tokens, samples, step, ran)))
-        if len(self._notes) > _MOST_NOTES:
+        notes = self._notes
+        notes.append((self._mark(), None, tokens, samples, step, ran))
+        if len(notes) > _MOST_NOTES:
             self.read()
 
     def open_phase(self, phase: Phase | None, ran: Ran) -> None:
         """A phase opens here (``None``: the run's clock stops)."""
-        self._notes.append((self._open, self._mark(), (phase, ran)))
+        self._notes.append((self._mark(), self._open, phase, ran))
         self._depth += 1
 
     def close_phase(self, ran: Ran) -> None:
         """The innermost phase ends here."""
-        self._notes.append((self._close, self._mark(), (ran,)))
+        self._notes.append((self._mark(), self._close, ran))
         self._depth -= 1
         if len(self._notes) > _MOST_NOTES:
             self.read()
 
     def flush(self) -> None:
         """The steps so far make a record, and all notes are read."""
-        self._notes.append((self._flush, 0, ()))
+        self._notes.append((0, self._flush))
         self.read()
 
     def finish(self) -> None:
         """The run ends here, and all notes are read."""
-        self._notes.append((self._finish, self._mark(), ()))
+        self._notes.append((self._mark(), self._finish))
         self.read()
 
     def abandon(self) -> None:
@@ -132,9 +137,9 @@ class Journal:
             with suppress(Exception):  # a driver that fails must not cost the steps
                 self._peak_bytes = self._peak_memory()
         for _ in range(len(self._notes)):  # no more: a loop of very short steps could keep the reader here
-            act, at_ns, given = self._notes.popleft()
+            at_ns, act, *given = self._notes.popleft()
             try:
-                self._waiting.extend(act(Instant.exact(at_ns), *given))
+                self._waiting.extend((act or self._end_step)(Instant.exact(at_ns), *given))
                 self._boundaries.prune(at_ns, self._needed)
             except Exception as error:  # rule 9: one bad note must not cost the run
                 self._warn(f"a step could not be read and is missing: {type(error).__name__}: {error}", key="journal")
@@ -145,7 +150,7 @@ class Journal:
         """From where on instants may become ends of spans without having been one already (the reader's thread)."""
         begun: list[float] = [span.start.at_ns for span in tuple(self._waiting)]
         with suppress(IndexError):  # another thread is reading
-            begun.append(self._notes[0][1] or math.inf)
+            begun.append(self._notes[0][0] or math.inf)
         return min(self._builder.unread_since_ns, *begun, math.inf)
 
     def _hand_on(self) -> None:

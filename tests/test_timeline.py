@@ -115,8 +115,9 @@ def test_truth_lies_within_the_bounds_of_what_is_uncertain(scene, quantum_j, for
         since = max((reset for reset in resets if reset <= at), default=None)
         seen = max((u for u in updates if u <= at), default=0)
         value = truth.joules(seen) + 1234.5 if since is None else truth.joules(max(seen, since)) - truth.joules(since)
+        first = not timeline.knots
         told = timeline.observe(begin, end, (value // quantum_j) * quantum_j if quantum_j else value) is Flag.COUNTER_RESET
-        if timeline.knots > 1 and since != seen_since and not told:
+        if since != seen_since and not (first or told):
             return  # a reset that was made up for before it was read can't be told by anyone
         seen_since = since
     if not timeline.knots:
