@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg  # noqa: F401 - registers the backend "fake"
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import green_torch
