@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -10,17 +11,24 @@ from pathlib import Path
 import pytest
 
 import green_torch
+from green_torch.cli.comparison import Plan, comparison_parts
 from green_torch.errors import ArgumentError, LedgerError, UnknownRegionError
 from green_torch.experiment.recorded import _Kept, _read, _stretch_bounds, compare_runs
 from green_torch.records import Method
 from green_torch.sinks.jsonl import read_jsonl
 from green_torch.testing import ScriptedClock, ScriptedMeter
+from tests.test_cli_compare import printed
 
 TOKENS = 100
 
 
-def run(folder, watts=300.0, step_s=0.5, *, steps=60, method=Method.COUNTER, tokens=TOKENS, seed=0, noise=0.02, **options):
-    """A run on a scripted clock, written by the real tracker; returns its directory, true joules a token, and true seconds a step."""
+def run(
+    folder, watts=300.0, step_s=0.5, *, steps=60, method=Method.COUNTER, tokens=TOKENS, seed=0, noise=0.02, losses=(), **options
+):
+    """A run on a scripted clock, written by the real tracker; returns its directory, true joules a token, and true seconds a step.
+
+    ``losses``: tags, each with what gives its value at a step.
+    """
     clock, rng = ScriptedClock(), random.Random(f"{folder} {seed}")
     meter = ScriptedMeter(clock, {"gpu0": watts}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
     track = {"intensity": 100.0, "pue": 1.2, "log_every_n_steps": 1, "poll_interval_s": 0.02} | options
@@ -29,6 +37,8 @@ def run(folder, watts=300.0, step_s=0.5, *, steps=60, method=Method.COUNTER, tok
         for step in range(steps):
             clock.advance(duration := step_s * rng.gauss(1, noise))
             tracker.step(tokens=tokens)
+            for tag, loss in losses:
+                tracker.writer.add_scalar(tag, loss(step), step)
             seconds += duration if step >= 3 else 0.0
             if step == steps // 2:
                 with tracker.phase("eval"):
@@ -111,6 +121,56 @@ def test_grams_are_by_one_intensity(base, tmp_path):
     assert ratio == pytest.approx(france.result("other").energy_per_step_j / france.baseline.energy_per_step_j)
     with pytest.raises(UnknownRegionError):
         compare_runs([base[0], other], region="Frnace")
+
+
+def falling(to):
+    """A loss that falls to so much."""
+    return lambda step: to + 2.0 * 0.9**step
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (falling(1.01), ""),
+        (falling(1.2), "not the same training: train_loss 1.2"),
+        (lambda step: math.nan if step == 40 else 1.0, "not the same training: train_loss is not finite"),
+        (lambda step: 2.0 + step, "more than 2 % apart"),
+    ],
+)
+def test_losses_are_compared(tmp_path, loss, told):
+    """The training loss of the event files, over the later half: one that departs, turns NaN or diverges takes the saving away."""
+    first, *_ = run(tmp_path / "first", losses=[("train_loss", falling(1.0)), ("val_loss", falling(9.0))])
+    second, *_ = run(tmp_path / "second", watts=200.0, losses=[("val_loss", falling(1.0)), ("train_loss", loss)])
+    found = compare_runs([first, second])
+    assert told in found.departure("second")
+    assert bool(found.departure("second")) == bool(told)
+    assert (found.saving("second", planned_tokens=1e6) is None) == bool(told)
+    assert found.losses["second"].tag == "train_loss"
+    assert not any("losses not compared" in warning for warning in found.warnings)
+    assert (found.losses["second"].first_step, found.losses["second"].last_step) in {(30, 59), (0, 59)}
+    json.dumps(found.to_dict(), allow_nan=False)
+    page = printed(160, lambda out: [out.print(part) for part in comparison_parts(found, Plan(tokens=1e6))])
+    assert ("no saving is claimed" in page) == bool(told)
+    assert ("loss within 2 %" in page) != bool(told)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ((), (), "the runs hold no scalar that is named like a loss"),
+        ([("loss", falling(1.0))], [("train_loss", falling(1.0))], "no loss under one name"),
+        ([("loss", falling(1.0))], [], "no loss under one name"),
+        ([("loss", lambda step: 1.0)], [("loss", lambda step: 1.0)], "fewer than 5 points"),
+    ],
+)
+def test_losses_that_are_not_compared(tmp_path, first, second, told):
+    """It is said, with the reason; energy is compared all the same."""
+    runs = [run(tmp_path / name, losses=losses, steps=8)[0] for name, losses in (("a", first), ("b", second))]
+    found = compare_runs(runs)
+    assert any("losses not compared" in warning and told in warning for warning in found.warnings)
+    assert found.losses == {}
+    assert found.departure("b") == ""
+    assert "losses not compared" in printed(160, lambda out: [out.print(part) for part in comparison_parts(found, None)])
 
 
 @pytest.mark.parametrize(

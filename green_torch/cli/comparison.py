@@ -320,8 +320,12 @@ def _gain(found: Difference | None) -> str:
 def _training(comparison: Compared, other: VariantResult) -> str:
     if comparison.departure(other.name):
         return "no"
-    if isinstance(comparison, RecordedComparison) or any(block.loss is None for block in other.blocks):
-        return "not checked"
+    if isinstance(comparison, RecordedComparison):
+        checked = other.name in comparison.losses
+    else:
+        checked = all(block.loss is not None for block in other.blocks)
+    if not checked:
+        return "losses not compared"
     return f"loss within {100 * comparison.loss_tolerance:g} %"
 
 
@@ -519,7 +523,7 @@ def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
         rows.append(
             (
                 "",
-                "Not measured side by side: what changed on the machine between the runs is in the difference. Records hold no loss: whether both are the same training was not checked.",
+                "Not measured side by side: what changed on the machine between the runs is in the difference. Losses are those that TensorBoard has of the runs.",
             )
         )
     for name, text in rows:

@@ -10,13 +10,23 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment.results import Block, Comparison, Saving, VariantResult, known_sum, project, saving_of
+from green_torch.experiment.losses import Losses, compared, read_curves
+from green_torch.experiment.results import (
+    LOSS_TOLERANCE,
+    Block,
+    Comparison,
+    Saving,
+    VariantResult,
+    known_sum,
+    project,
+    saving_of,
+)
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
@@ -40,7 +50,8 @@ class RecordedComparison:
     """What runs on disk used, and how the others differ from the first.
 
     ``forced`` says, by run, why it is not comparable with the first and was compared all the same; ``warnings`` what was left out
-    or could not be checked. Every result's grams are by the one ``intensity`` and PUE in its manifest.
+    or could not be checked. ``losses`` are those of the runs that logged one, beside the first run's, as TensorBoard has them. Every
+    result's grams are by the one ``intensity`` and PUE in its manifest.
     """
 
     results: tuple[VariantResult, ...]
@@ -50,6 +61,8 @@ class RecordedComparison:
     confidence: float
     forced: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...] = ()
+    losses: Mapping[str, Losses] = field(default_factory=dict)
+    loss_tolerance: float = LOSS_TOLERANCE
 
     @property
     def baseline(self) -> VariantResult:
@@ -74,9 +87,12 @@ class RecordedComparison:
         return self.energies.get(name)
 
     def departure(self, name: str) -> str:
-        """Why no saving is claimed for a run; empty where it is comparable. Losses are in no record: they are not compared."""
+        """Why no saving is claimed for a run; empty where it is comparable, and the same training as far as its losses tell."""
         reasons = self.forced.get(name, ())
-        return f"not comparable: {'; '.join(reasons)}" if reasons else ""
+        if reasons:
+            return f"not comparable: {'; '.join(reasons)}"
+        losses = self.losses.get(name)
+        return losses.departure(self.loss_tolerance) if losses else ""
 
     def notes(self, name: str) -> tuple[str, ...]:
         """As :meth:`Comparison.notes`: records tell nothing of the kind."""
@@ -84,6 +100,8 @@ class RecordedComparison:
 
     def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
         """As :meth:`Comparison.saving`."""
+        if self.departure(name):
+            return None
         base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
         return saving_of(name, base, self.time(name), self.energy(name))
 
@@ -105,14 +123,16 @@ class RecordedComparison:
                     "time": plain(self.time(result.name)),
                     "energy": plain(self.energy(result.name)),
                     "departure": self.departure(result.name),
+                    "losses": plain(self.losses[result.name]) if result.name in self.losses else None,
                 }
                 for result in self.results[1:]
             },
+            "loss_tolerance": self.loss_tolerance,
             "warnings": list(self.warnings),
         }
 
     def _as_comparison(self) -> Comparison:
-        return Comparison(self.results, 0, self.confidence, 0.0)
+        return Comparison(self.results, 0, self.confidence, self.loss_tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +230,8 @@ def compare_runs(
                 gain=_gain(runs[0], run) if quantity == "energy_j" else None,
                 n_compared=len(others),
             )
+    losses, unknown = _losses(runs, names)
+    notes = (note for run in runs for note in (*run.notes, *_unchecked(runs[0], run)))
     return RecordedComparison(
         results=tuple(results),
         paths=tuple(run.path for run in runs),
@@ -217,7 +239,8 @@ def compare_runs(
         energies=energies,
         confidence=confidence,
         forced={name: tuple(reasons) for name, reasons in zip(names, objections, strict=True) if reasons},
-        warnings=tuple(dict.fromkeys(note for run in runs for note in (*run.notes, *_unchecked(runs[0], run)))),
+        warnings=tuple(dict.fromkeys((*notes, *unknown))),
+        losses=losses,
     )
 
 
@@ -325,6 +348,19 @@ def _unchecked(base: _Run, run: _Run) -> list[str]:
     if all(base.per_step(unit) is None or run.per_step(unit) is None for unit in ("tokens", "samples")):
         found.append(f"not checked, since not recorded: batch size of {run.path}; compared per step")
     return found if run is not base else []
+
+
+def _losses(runs: Sequence[_Run], names: Sequence[str]) -> tuple[dict[str, Losses], list[str]]:
+    """The losses of the runs beside the first run's, by name, and of which runs they could not be compared."""
+    base, *others = (read_curves(Path(run.path)) for run in runs)
+    found, unknown = {}, []
+    for name, run, curves in zip(names[1:], runs[1:], others, strict=True):
+        losses = compared(base, curves)
+        if isinstance(losses, Losses):
+            found[name] = losses
+        else:
+            unknown.append(f"losses not compared: {run.path} with {runs[0].path}: {losses}")
+    return found, unknown
 
 
 def _kind(domain: Domain) -> str:

@@ -21,6 +21,7 @@ from green_torch.units import S_PER_HOUR, joules_to_kwh
 HOTTER_C = (
     5.0  # a variant this much hotter than the baseline, block for block, is said to be: leakage costs watts, and clocks drop
 )
+LOSS_TOLERANCE = 0.02  # relative: losses further apart are not of the same training
 NOT_FIT = "does not fit in memory"  # what the error of a variant that ran out of memory begins with
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
-from green_torch.experiment.results import Block, Comparison, LargestBatch, VariantResult
+from green_torch.experiment.results import LOSS_TOLERANCE, Block, Comparison, LargestBatch, VariantResult
 from green_torch.experiment.variants import Build, Variant, parse_variant
 from green_torch.experiment.worker import SETTLE_STEPS, WARM_UP, Done, Failed, Job, Measured, Order, Ready, Refused, Warm, work
 from green_torch.statistics import MIN_PAIRS_LOOKING, corrected_confidence
@@ -68,7 +68,7 @@ def compare(
     region: str | None = None,
     threads: int | None = None,
     confidence: float = 0.95,
-    loss_tolerance: float = 0.02,
+    loss_tolerance: float = LOSS_TOLERANCE,
     largest_batch: bool | int = False,
     track: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,

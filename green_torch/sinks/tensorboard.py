@@ -256,6 +256,20 @@ def totals(own: RunTotals | JobTotals, carried: Manifest | JobTotals | None) -> 
     yield "green/emissions_total_gCO2e", _sum(own.emissions_g, emissions_g)
 
 
+def read_scalars(folder: Path, *, most: int = 10_000) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Step and value of every scalar in the event files of a directory, by tag, in order of the steps; of a long one ``most`` at random."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # as above
+        SCALARS,
+        EventAccumulator,
+    )
+
+    events = EventAccumulator(str(folder), {SCALARS: most})
+    events.Reload()
+    return {tag: tuple(sorted((event.step, event.value) for event in events.Scalars(tag))) for tag in events.Tags()[SCALARS]}
+
+
 def _sum(own: float | None, carried: float | None) -> float | None:
     return None if own is None else own + (carried or 0.0)
 
