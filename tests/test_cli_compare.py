@@ -428,7 +428,9 @@ def test_the_largest_batch_is_shown() -> None:
     ("arguments", "told"),
     [
         (["--variants", "fp32,fp33"], "fp32, tf32, bf16"),
-        (["--blocks", "0"], "blocks=0"),
+        (["--blocks", "0"], "--blocks 0"),
+        (["--steps", "0"], "--steps 0"),
+        (["--until", "1%", "--blocks", "3"], "--until 0.01 looks after"),
         (["--until", "wide"], "1% or 0.01"),
         (["--budget", "5 parsecs"], "90s"),
         (["--region", "Frnace"], '"FR" (France)'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,22 +109,24 @@ def test_people_get_the_saving_and_a_plot(trace):
     when.write(when.ask({"XX": Trace(trace)}, job, START_NS), "human", console)
     text = console.file.getvalue()
     assert "06:00 UTC" in text or "Start at" in text
-    assert "400 gCO2e per kW in place of 1.20 kgCO2e per kW for starting now: 66.7% saved, by forecast" in " ".join(
-        text.split()
-    )
+    figures = "400 gCO2e in place of 1.20 kgCO2e per kW drawn for the 4 h, for starting now: 66.7 % saved, by forecast"
+    assert figures in " ".join(text.split())
     assert "gCO2e/kWh" in text
     assert "█" in text
     assert text.count("━") == 10  # 4 of 24 hours of 60 columns
 
 
 def test_a_saving_that_is_too_small_is_not_waited_for(capsys, trace):
-    """With --min-saving 70% the advice is now, in every form, and says what waiting would save."""
+    """With --min-saving 70% the advice is now, in every form, and says what waiting would save, and that the marked window isn't taken."""
     args = ("when", "--trace", str(trace), *HOURS, "--min-saving", "70%")
     told = json.loads(run(capsys, *args, "--format", "json")[1])
     assert (told["start"], told["saving"], told["worth_it"]) == ("2022-06-01T00:00:00+00:00", 0, False)
     assert told["emissions_g_per_kw"] == told["baseline_g_per_kw"]
     assert told["regions"][0]["saving"] == pytest.approx(2 / 3)
-    assert "Start now: waiting saves 66.7% at best, less than 70.0%" in run(capsys, *args)[1]
+    told = " ".join(run(capsys, *args)[1].split())
+    assert "Start now: waiting saves 66.7 % at best, less than the 70.0 % of --min-saving." in told
+    assert "The best window, marked below, is from Wed 2022-06-01 " in told
+    assert "it saves too little to wait for." in told
     assert run(capsys, *args, "--format", "iso")[1] == "2022-06-01T00:00:00+00:00\n"
 
 
@@ -136,6 +139,8 @@ def test_regions_are_compared_with_the_first(capsys, trace, tmp_path):
     assert (told["region"], told["start"]) == ("YY", "2022-06-01T00:00:00+00:00")
     assert (told["baseline"], told["saving"]) == ("starting now in XX", pytest.approx(1 - 200 / 1200))
     assert "YY" in run(capsys, "when", *args, *HOURS)[1]
+    written(tmp_path / "YY.csv", [390] * 24)
+    assert "1.56 kgCO2e  30.0 % more" in run(capsys, "when", *args, *HOURS)[1]
 
 
 def down(region: str = "DE") -> dict:
@@ -167,18 +172,36 @@ def test_other_regions_that_are_down_are_left_out(trace):
 
 
 def test_strict_tells_by_its_exit_code(capsys, tmp_path):
-    """A trace of another year knows nothing: 0 and "now"; with --strict, 3."""
-    path = written(tmp_path / "old.csv", DAY)
-    args = ("when", "--trace", str(path), "--hours", "1", "--within", "3h", "--format", "slurm")
-    assert run(capsys, *args)[:2] == (0, "now\n")
+    """A trace that ends before the job would tells nothing: 0 and "now", with the reason once; with --strict, 3."""
+    path = written(tmp_path / "short.csv", DAY)
+    args = ("when", "--trace", str(path), "--hours", "4", "--within", "6h", "--start", "2022-06-01T22:00Z", "--format", "slurm")
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (0, "now\n")
+    assert "before a job of 4 h that starts now would" in err
     assert run(capsys, *args, "--strict")[:2] == (3, "now\n")
+
+
+def test_a_trace_with_a_gap_names_no_argument_of_python(capsys, tmp_path):
+    """The answer is now, and the reason says nothing that this command lacks."""
+    path = written(tmp_path / "gap.csv", [300, *[""] * 8, *(100,) * 15])
+    code, out, err = run(capsys, "when", "--trace", str(path), *HOURS, "--format", "slurm")
+    assert (code, out) == (0, "now\n")
+    assert "has no figures for 8.0 h" in err
+    assert not re.search(r"\w=", err)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"--hours": "25"}, "can't be done within 24 h"),
-        ({"--hours": "nan"}, "duration=nan"),
+        ({"--hours": "nan"}, "--hours nan"),
+        ({"--hours": "0"}, "--hours 0"),
+        ({"--within": "0h"}, "--within 0"),
+        ({"--power": "-1"}, "--power -1"),
+        ({"--start": None}, "Z: give --start 2022-06-01, say"),
+        ({"--trace": "pyproject.toml"}, "a trace has a column time"),
+        ({"--timezone": "Mars"}, "--timezone 'Mars'"),
+        ({"--trace": None, "--start": None, "--region": "XX", "--provider": "neso"}, "--region 'XX': a number"),
         ({"--within": "24"}, "with its unit"),
         ({"--within": "-1h"}, "with its unit"),
         ({"--start": "yesterday"}, "ISO 8601"),
@@ -200,6 +223,7 @@ def test_wrong_options_exit_with_2(capsys, monkeypatch, trace, change, says):
     code, out, err = run(capsys, "when", *(word for name, value in options.items() if value for word in (name, value)))
     assert (code, out) == (2, "")
     assert says in err
+    assert not re.search(r"\b[a-z_]+=", err)  # an argument of Python's
 
 
 @pytest.mark.parametrize(
@@ -230,6 +254,7 @@ def test_wait_becomes_the_command(tmp_path):
     assert (ran.returncode, out) == (7, f"{ran.pid} ['--hours', 'x y']\n")
     assert time.monotonic() - begin_s > 2.0
     assert "saved against starting now" in err
+    assert re.search(r"green-torch: waiting [12](\.\d+)? s, until .*; Ctrl-C stops\n", err)
 
 
 def test_signals_reach_the_command(tmp_path):
@@ -285,11 +310,12 @@ def waited_h(monkeypatch, provider, job: when.Job) -> float:
     return passed[0] / 3600
 
 
-def test_the_run_knows_what_it_waited_for(monkeypatch, tmp_path, trace):
+def test_the_run_knows_what_it_waited_for(monkeypatch, capsys, tmp_path, trace):
     """The plan of wait reaches the manifest of the run that it starts, and is held against what the grid then did."""
     figures = [*(300,) * 6, 150, 150, *(100,) * 16]  # but the forecast says 100 from 6 h on
     real = Trace(written(tmp_path / "real" / "XX-2022.csv", figures))
     assert waited_h(monkeypatch, Trace(trace), when.Job(4 * 3600, 24 * 3600)) == pytest.approx(6, abs=0.01)
+    assert re.search(r"waiting 6 h, until .*; Ctrl-C stops\n", capsys.readouterr().err)
     clock = ScriptedClock(epoch_unix_ns=START_NS + 6 * 3600 * NS_PER_S)
     with track(clock=clock, meters=[], intensity=real) as tracker:
         for _ in range(4):

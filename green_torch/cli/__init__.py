@@ -407,7 +407,7 @@ def _when(
         min_saving=when.parse_fraction(min_saving),
     )
     now_unix_ns = when.present(start, traced=bool(trace))
-    answer = when.ask(when.sources(region, regions, provider, trace or (), timezone=timezone), job, now_unix_ns)
+    answer = when.ask(when.sources(region, regions, provider, trace or (), now_unix_ns, timezone=timezone), job, now_unix_ns)
     when.complain(answer)
     when.write(answer, form, Console(highlight=False))
     if strict and answer.best is None:
@@ -438,7 +438,7 @@ def _wait(
         min_saving=when.parse_fraction(min_saving),
     )
     now_unix_ns = when.present(start, traced=bool(trace))
-    grids = when.sources(region, None, provider, trace or (), timezone=timezone)
+    grids = when.sources(region, None, provider, trace or (), now_unix_ns, timezone=timezone)
     if len(grids) > 1:
         raise ArgumentError("wait is for one grid, where this machine stands: give --trace once")
     when.wait(grids, job, command, now_unix_ns)

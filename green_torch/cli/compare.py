@@ -22,6 +22,7 @@ from rich.text import Text
 import green_torch
 from green_torch import experiment
 from green_torch.cli.comparison import Compared, Plan, comparison_parts, findings, plan_of_steps
+from green_torch.cli.options import options_named
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.experiment.elsewhere import grids
 from green_torch.experiment.recorded import compare_runs
@@ -42,6 +43,11 @@ _WHOLE_RUN_S = 3600.0
 _BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)")
 _SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": S_PER_HOUR}
 _BYTES = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+_OPTIONS = {  # how this command says what the library's messages call by its arguments
+    r"\bsteps_per_block=": "--steps ",
+    r"\b(blocks|until|region)=": r"--\1 ",
+    r"\blog_dir=": "--log-dir ",
+}
 _JOULES = {"j": 1.0, "kj": 1e3, "mj": 1e6, "wh": kwh_to_joules(1e-3), "kwh": kwh_to_joules(1.0)}
 
 
@@ -237,15 +243,16 @@ def compare(
         )
     else:
         build = _build(targets[0] if targets else None, size)
-        found, where = measure(
-            build,
-            _listed(variants or VARIANTS),
-            console,
-            log_dir=log_dir or Path("runs/compare"),
-            region=region,
-            seed=seed,
-            **options or {},
-        )
+        with options_named(_OPTIONS):
+            found, where = measure(
+                build,
+                _listed(variants or VARIANTS),
+                console,
+                log_dir=log_dir or Path("runs/compare"),
+                region=region,
+                seed=seed,
+                **options or {},
+            )
     if planned_steps is not None and plan is not None:
         plan = plan_of_steps(found, planned_steps, plan) if found.baseline.blocks else None
     return Found(found, plan, where, None if folders else seed)

@@ -18,6 +18,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from green_torch.cli.assumptions import number
+from green_torch.cli.console import percent
+from green_torch.cli.options import in_options, options_named
 from green_torch.errors import ArgumentError, IntensityError
 from green_torch.intensity.online import iso
 from green_torch.records import Deferral, IntensityPoint
@@ -45,6 +48,15 @@ _ASK_AGAIN_S = S_PER_HOUR
 _WATCH_S = 900.0
 _WAIT = "green-torch wait"
 _LOOK_S = 60.0
+_OPTIONS = {  # how this command says what the library's messages call by its arguments; some of them it lacks
+    r": name one with (time|value)_column=": ": a trace has a column time, of ISO 8601, and one g_per_kwh",
+    r"\b(region|zone)=": "--region ",
+    r"\btimezone=(?=\S)": "--timezone ",
+    r"\btimezone=": "--timezone",
+    r": (give max_gap_s= to bridge that|move it with starts_at=)": "",
+    r", or give (token=|username= and password=)": "",
+    r"None, a number": "a number",
+}
 _COLUMNS, _ROWS = 60, 6
 
 
@@ -59,6 +71,17 @@ class Job:
     queue_delay_s: float = 0.0
     power_w: float | None = None
     min_saving: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses, by the options' names, what no job can be.
+
+        Raises:
+            ArgumentError: no time for it or none that it takes, or a power below 0.
+        """
+        number("--hours", self.duration_s / S_PER_HOUR)
+        number("--within", self.within_s / S_PER_HOUR, hint=" of hours, such as 24h")
+        if self.power_w is not None:
+            number("--power", self.power_w, least=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +167,18 @@ def present(start: str | None, *, traced: bool) -> int:
 
 
 def sources(
-    region: str | None, regions: str | None, provider: str, traces: Sequence[Path], *, timezone: str | None = None
+    region: str | None,
+    regions: str | None,
+    provider: str,
+    traces: Sequence[Path],
+    now_unix_ns: int,
+    *,
+    timezone: str | None = None,
 ) -> dict[str, Any]:
     """Who is to be asked, by region; the first is where the job would run now.
 
     Raises:
-        ArgumentError: no or unknown regions, no or unknown provider, no key for it, or traces that don't match.
+        ArgumentError: no or unknown regions, no or unknown provider, no key for it, traces that don't match, or one of another time.
     """
     names = list(
         dict.fromkeys([*([region] if region else []), *(one.strip() for one in (regions or "").split(",") if one.strip())])
@@ -162,10 +191,27 @@ def sources(
             raise ArgumentError(
                 f"{len(traces)} traces for {len(labels)} regions: give --trace once for each region, in their order"
             )
-        return {name: Trace(path, region=name, timezone=timezone) for name, path in zip(labels, traces, strict=True)}
+        with options_named(_OPTIONS):
+            found = {name: Trace(path, region=name, timezone=timezone) for name, path in zip(labels, traces, strict=True)}
+        for path, one in zip(traces, found.values(), strict=True):
+            _covers(path, one, now_unix_ns)
+        return found
     if not names:
         raise ArgumentError("where? Give --region DE, or --trace FILE.csv")
-    return {name: _provider(name, provider) for name in names}
+    with options_named(_OPTIONS):
+        return {name: _provider(name, provider) for name in names}
+
+
+def _covers(path: Path, trace: Trace, now_unix_ns: int) -> None:
+    begin_ns, end_ns = trace.start_unix_ns, trace.end_unix_ns
+    if not begin_ns <= now_unix_ns < end_ns:
+        middle_ns = (begin_ns + end_ns) // 2
+        day_ns = middle_ns - middle_ns % s_to_ns(24 * S_PER_HOUR)
+        start = iso(day_ns, "%Y-%m-%d") if day_ns >= begin_ns else iso(begin_ns)
+        raise ArgumentError(
+            f"{path.name} covers {iso(begin_ns)} to {iso(end_ns)}, not {iso(now_unix_ns)}: give "
+            f"--start {start}, say, to enter it there"
+        )
 
 
 def _provider(region: str, name: str) -> Any:
@@ -200,18 +246,18 @@ def ask(grids: dict[str, Any], job: Job, now_unix_ns: int) -> Answer:
             seen = outlook(provider, now_unix_ns, now_unix_ns + s_to_ns(job.within_s))
             _planned({name: seen.points}, replace(job, interruptible=False), now_unix_ns)
         except IntensityError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{name}: {in_options(str(error), _OPTIONS)}")
             present_alone |= name == home and error.final
             continue
         ahead[name], methods[name] = seen.points, seen.method
         if seen.why:
-            problems.append(f"{name}: {seen.method} stands in for a forecast: {seen.why}")
+            problems.append(f"{name}: {seen.method} stands in for a forecast: {in_options(seen.why, _OPTIONS)}")
     plans: tuple[Plan, ...] = ()
     if home in ahead:
         try:
             plans = _planned(ahead, job, now_unix_ns)
         except IntensityError as error:  # the regions can't be compared
-            problems.append(f"only {home} is planned for: {error}")
+            problems.append(f"only {home} is planned for: {in_options(str(error), _OPTIONS)}")
             plans = _planned({home: ahead[home]}, job, now_unix_ns)
     return Answer(
         job,
@@ -357,11 +403,20 @@ def _show(answer: Answer, console: Console) -> None:
         words += f", done at {_local(best.end_unix_ns)}" + (f", in {best.region}" if len(answer.plans) > 1 else "")
         console.print(Text(words, style="bold green"))
     else:
-        gain = f"{best.saving:.1%} at best" + (f", less than {job.min_saving:.1%}" if best.saving > 0 else "")
+        gain = f"{percent(best.saving)} at best" + (
+            f", less than the {percent(job.min_saving)} of --min-saving" if best.saving > 0 else ""
+        )
         console.print(Text(f"Start now: waiting saves {gain}.", style="bold"))
-    figures = f"{_grams(best, best.emissions_g_per_kw)} in place of {_grams(best, best.baseline_g_per_kw)} for {best.baseline}"
+        if best.saving > 0:
+            console.print(
+                f"  The best window, marked below, is from {_local(best.start_unix_ns)} on: it saves too little to wait for."
+            )
+    work = "" if job.power_w is not None else f" per kW drawn for the {job.duration_s / S_PER_HOUR:g} h"
+    figures = (
+        f"{_grams(best, best.emissions_g_per_kw)} in place of {_grams(best, best.baseline_g_per_kw)}{work}, for {best.baseline}"
+    )
     console.print(
-        f"  {figures}: {best.saving:.1%} saved, by {best.method} ({best.source}; {best.kind}), known {best.horizon_s / S_PER_HOUR:.3g} h "
+        f"  {figures}: {_against(best.saving)}, by {best.method} ({best.source}; {best.kind}), known {best.horizon_s / S_PER_HOUR:.3g} h "
         f"ahead; {job.duration_s / S_PER_HOUR:g} h of work within {job.within_s / S_PER_HOUR:g} h"
     )
     if best.horizon_s < job.within_s - 1:
@@ -374,16 +429,18 @@ def _show(answer: Answer, console: Console) -> None:
             )
     for other in answer.plans if len(answer.plans) > 1 else ():
         console.print(
-            f"  {other.region:<16} {_local(other.start_unix_ns)}  {_grams(other, other.emissions_g_per_kw)}  {other.saving:.1%} saved"
+            f"  {other.region:<16} {_local(other.start_unix_ns)}  {_grams(other, other.emissions_g_per_kw)}  {_against(other.saving)}"
         )
     for line in plot(answer.ahead[best.region], best):
         console.print(line, no_wrap=True, crop=False)
 
 
 def _grams(one: Plan, g_per_kw: float) -> str:
-    if one.power_w is None:
-        return f"{grams(g_per_kw)} per kW"
-    return grams(g_per_kw * one.power_w / 1000.0)
+    return grams(g_per_kw if one.power_w is None else g_per_kw * one.power_w / 1000.0)
+
+
+def _against(saving: float) -> str:
+    return f"{percent(saving)} saved" if saving >= 0 else f"{percent(-saving)} more"
 
 
 def plot(points: Sequence[IntensityPoint], one: Plan) -> list[Text]:
@@ -499,12 +556,14 @@ class _Waiting:
         told_ns, self._release_ns = self._release_ns, answer.release_unix_ns
         if told_ns == self._release_ns or not answer.worth_it:
             return
-        _say(f"starting at {_local(self._release_ns)}: {best.saving:.1%} saved against starting now ({best.method})")
+        _say(f"starting at {_local(self._release_ns)}: {percent(best.saving)} saved against starting now ({best.method})")
         begin_ns = answer.now_unix_ns + s_to_ns(self._job.queue_delay_s)
         if self.put_off is None and self._release_ns > answer.now_unix_ns:
             where = {"stop_unix_ns": begin_ns, "resume_unix_ns": best.start_unix_ns, "baseline_unix_ns": begin_ns}
             named = replace(best, region=answer.ahead[best.region][0].region)  # as the provider calls it
             self.put_off = planned(named, _WAIT, **where)
+        if self._release_ns > answer.now_unix_ns:
+            _waits(ns_to_s(self._release_ns - answer.now_unix_ns))
 
     def _watched(self, now_ns: int, left_s: float, problems: tuple[str, ...]) -> int | None:
         """By an online threshold, where the grid tells its present at least: until when to look away; ``None``: start now."""
@@ -517,6 +576,7 @@ class _Waiting:
             for problem in problems:
                 _say(problem)
             _say(f"nothing is known ahead: starting when the grid is cleaner than it is wont to be ({THRESHOLD})")
+            _waits(max(0.0, left_s - job.duration_s), at_most=True)
             point = watch.since(now_ns)[-1]
             begin_ns = now_ns + s_to_ns(job.queue_delay_s)
             self.put_off = Deferral(
@@ -552,6 +612,14 @@ class _Clock:
         """Unix nanoseconds: as much on from the start as has passed."""
         passed_ns = max(time.time_ns() - self._wall_ns, time.monotonic_ns() - self._steady_ns)
         return self._start_ns + passed_ns
+
+
+def _waits(wait_s: float, *, at_most: bool = False) -> None:
+    """Says how long this process will do nothing, by the clock on the wall: a trace stands in another time."""
+    unit, length_s = ("h", S_PER_HOUR) if wait_s >= S_PER_HOUR else ("min", 60.0) if wait_s >= 60 else ("s", 1.0)
+    told = f"{wait_s / length_s:.3g} {unit}"
+    until = _local(time.time_ns() + s_to_ns(wait_s))
+    _say(f"waiting {told}{' at most' if at_most else ''}, until {until}; Ctrl-C stops")
 
 
 def _say(text: str) -> None:
