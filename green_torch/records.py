@@ -6,6 +6,7 @@ Instants ending in ``_ns`` are nanoseconds of the run's monotonic clock unless t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,9 @@ SCHEMA_VERSION = 1
 REQUEUE = (
     75  # exit code of a run that leaves to be queued again: "temporary failure, try again" (EX_TEMPFAIL of BSD's sysexits)
 )
+
+
+_LONG_S = 120.0  # from here on a clock's reading says more than seconds
 
 
 class Method(StrEnum):
@@ -614,42 +618,62 @@ class RunSummary:
     def lines(self) -> list[tuple[str, str]]:
         """Name and text of each line of the summary, for whatever prints it."""
         manifest = self.manifest
+        excluded = f", {self.n_steps_excluded} excluded (FLOPs were counted in them)" if self.n_steps_excluded else ""
         return [
+            ("cost", self.headline()),
             ("run", f"{manifest.label or manifest.run_name} ({self.status})"),
             *self._segment_lines(),
-            ("steps", f"{self.n_steps} measured, {self.n_steps_excluded} excluded (FLOPs were counted in them)"),
+            ("steps", f"{self.n_steps} measured{excluded}"),
             *self._energy_lines(),
             *self._efficiency_lines(),
             *self._carbon_lines(),
             *self._deferral_lines(),
             *self._job_lines(),
-            *(("not metered", reason) for reason in manifest.missing),
-            *(
-                ("not metered", f"{flag.partition(':')[2]} in {count} records, which it could not be read for")
-                for flag, count in self.flags.items()
-                if flag.startswith(f"{Flag.METER_FAILED}:")
-            ),
+            *(("not metered", reason) for reason in self.not_metered()),
             *(("warning", warning) for warning in self.warnings),
         ]
 
+    def headline(self) -> str:
+        """What it cost, in one sentence: energy, gCO2e and of what kind, the time, and how the joules are known."""
+        manifest, of = self.manifest, self.totals if self.job is None else self.job
+        kind = "location-based" if manifest.intensity is None or manifest.intensity.average else "marginal"
+        embodied = "; embodied not counted" if manifest.embodied is None else ", and embodied"
+        duration_s = self.totals.duration_s
+        clock = si(duration_s, "s") if duration_s < _LONG_S else f"{hours(duration_s)} h"
+        since = "" if manifest.carried_energy_j is None else " since it was resumed"
+        ranks = "" if self.job is None else f" on {self.job.reporting} of {self.job.world_size} ranks"
+        said = f"{kwh(of.energy_j)}, {grams(of.emissions_g)} (operational, {kind}{embodied}) in {clock}{since}{ranks}"
+        names = {method: ", ".join(one.name for one in manifest.domains if one.method is method) for method in Method}
+        known = [f"{_HOW_KNOWN[method]}: {names[method]}" for method in Method if names[method]]
+        return "; ".join([said, *(known or ["nothing measures energy here"])])
+
+    def not_metered(self) -> list[str]:
+        """What is missing and why, in short; ``manifest.missing`` and ``green-torch doctor`` have the errors and what mends them."""
+        modelled = {domain.name.rstrip("0123456789") for domain in self.manifest.domains if domain.method is Method.ESTIMATED}
+        return [
+            *(_in_short(reason, modelled) for reason in self.manifest.missing),
+            *(
+                f"{flag.partition(':')[2]} in {count} {'record' if count == 1 else 'records'}, which it could not be read for"
+                for flag, count in self.flags.items()
+                if flag.startswith(f"{Flag.METER_FAILED}:")
+            ),
+        ]
+
     def _segment_lines(self) -> Iterator[tuple[str, str]]:
-        """Where this segment goes on from, and what is in no sum below."""
+        """Where this segment goes on from, and what is in no sum here."""
         manifest = self.manifest
         if manifest.resumed_from_step is None and manifest.carried_energy_j is None:
             return
         after = "" if manifest.resumed_from_step is None else f" after step {manifest.resumed_from_step}"
         used = f"{kwh(manifest.carried_energy_j)} and {grams(manifest.carried_emissions_g)}"
-        yield "segment", f"{manifest.segment}, goes on{after}; earlier segments used {used}, which is not in what follows"
+        yield "segment", f"{manifest.segment}, goes on{after}; earlier segments used {used}, which is in no figure here"
 
     def _energy_lines(self) -> Iterator[tuple[str, str]]:
         totals = self.totals
         if self.step_time_s is not None:
             power = "" if self.power_w is None else f" at {si(self.power_w, 'W')}"
             yield "step time", f"{si(self.step_time_s, 's')}{power}"
-        known = (
-            ", ".join(f"{domain.name} {domain.method}" for domain in self.manifest.domains) or "nothing measures energy here"
-        )
-        yield "energy", f"{kwh(totals.energy_j)}{_between(totals.energy_lo_j, totals.energy_hi_j, kwh)} ({known})"
+        yield "energy", f"{kwh(totals.energy_j)}{_between(totals.energy_lo_j, totals.energy_hi_j, kwh)}"
         units = (("step", self.energy_per_step_j), ("token", self.energy_per_token_j), ("sample", self.energy_per_sample_j))
         yield from ((f"  per {unit}", si(value, "J")) for unit, value in units if value is not None)
         parts = [f"{phase.phase} {kwh(phase.energy_j)}" for phase in totals.phases if phase.energy_j is not None]
@@ -673,9 +697,9 @@ class RunSummary:
         yield "emissions", f"{grams(totals.emissions_g)} ({where}; PUE {manifest.pue:g}, {manifest.pue_source})"
         if manifest.embodied is not None:
             yield "  embodied", f"{grams(totals.embodied_g)} of it ({manifest.embodied.source})"
-        if self.projected_total_g is not None:
+        if self.projected_total_g is not None and self.status == "running":
             energy = "" if self.projected_energy_j is None else f" and {kwh(self.projected_energy_j)}"
-            left = f", {hours(self.time_left_s)} left" if self.status == "running" and self.time_left_s is not None else ""
+            left = "" if self.time_left_s is None else f", {hours(self.time_left_s)} left"
             yield "projected", f"{grams(self.projected_total_g)}{energy} for {manifest.planned_steps} steps{left}"
         if self.projected_savings_g is not None:
             between = _between(self.projected_savings_lo_g, self.projected_savings_hi_g, grams)
@@ -684,9 +708,12 @@ class RunSummary:
                 if between
                 else ", bounds unknown"
             )
-            yield "  saving", f"{grams(self.projected_savings_g)}{known}; against {manifest.baseline}"
+            yield (
+                "saving",
+                f"{grams(self.projected_savings_g)}{known}; over {manifest.planned_steps} steps, against {manifest.baseline}",
+            )
         if self.cost is not None:
-            yield "cost", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
+            yield "price", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
 
     def _deferral_lines(self) -> Iterator[tuple[str, str]]:
         """What putting work off was planned to save, and did."""
@@ -706,14 +733,17 @@ class RunSummary:
         age = (
             "" if job.oldest_rank is None else f"; rank {job.oldest_rank} last told its totals {si(job.oldest_age_s, 's')} ago"
         )
-        yield "all ranks", f"{job.reporting} of {job.world_size} report{silent}{age}; what stands above is rank 0's"
+        yield (
+            "all ranks",
+            f"{job.reporting} of {job.world_size} report{silent}{age}; from step time on, what stands above is rank 0's",
+        )
         once = f"; {_named(job.sharing)} on a GPU that another rank meters, counted once" if job.sharing else ""
         yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}{once}"
         yield "  emissions", grams(job.emissions_g)
         if job.mfu is not None:
             hfu = "unknown" if job.hfu is None else f"{job.hfu:.1%}"
             yield "  MFU", f"{job.mfu:.1%}, HFU {hfu} of {si(job.peak_flop_per_s, 'FLOP/s')} (the peaks' sum)"
-        if job.projected_total_g is not None:
+        if job.projected_total_g is not None and self.status == "running":
             yield "  projected", grams(job.projected_total_g)
         for name, spread, text in (
             ("  per rank", job.rank_energy_j, kwh),
@@ -729,6 +759,22 @@ class RunSummary:
 def _named(ranks: tuple[int, ...]) -> str:
     shown = ", ".join(map(str, ranks[:8]))
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}{', ...' if len(ranks) > 8 else ''}"
+
+
+_HOW_KNOWN = {Method.COUNTER: "counted", Method.SAMPLED: "sampled", Method.ESTIMATED: "modelled, not measured"}
+
+
+def _in_short(reason: str, modelled: set[str]) -> str:
+    """What is missing and the first reason for it, without an error's own words or a line to type: "cpu, dram: no RAPL counters"."""
+    bare = reason
+    while (shorter := re.sub(r" ?\([^()]*\)", "", bare)) != bare:
+        bare = shorter
+    what, _, why = bare.partition(": ")
+    names = what.split(", ")
+    if not why or any(" " in name for name in names):
+        return what.partition("; ")[0]
+    instead = ", so modelled" if modelled.issuperset(name.rstrip("0123456789") for name in names) else ""
+    return f"{what}: {re.split(': |; ', why)[0]}{instead}"
 
 
 def _between(lo: float | None, hi: float | None, text: Callable[[float], str]) -> str:

@@ -338,4 +338,4 @@ def test_a_summary_on_the_way_tells_what_is_to_come(bench):
     assert line == "2.50 gCO2e and 25.0 Wh for 1000 steps, 0:04:30 left"
     ended = bench.green.summary()
     assert ended.time_left_s == 0
-    assert "left" not in dict(ended.lines())["projected"]
+    assert "projected" not in dict(ended.lines())

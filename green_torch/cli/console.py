@@ -52,13 +52,14 @@ class ConsoleSink:
 
 
 def summary_parts(summary: RunSummary) -> Iterator[RenderableType]:
-    """A run's means per step, its phases, and what its numbers rest on."""
+    """What a run cost, its means per step, its phases, and what its numbers rest on."""
     manifest = summary.manifest
     methods = {domain.name: domain.method for domain in manifest.domains}
     energy_known = how_known(methods)
     resolved = (
         "nothing resolved yet" if summary.resolved_through is None else f"resolved through step {summary.resolved_through}"
     )
+    yield Text(f"cost {summary.headline()}", style="bold green")
     yield Text(f"{manifest.run_name}: {summary.status}, {summary.n_steps} typical steps, {resolved}", style="bold")
     per_step = table("", "per step", "known from")
     for name, value, known in (
@@ -88,7 +89,7 @@ def summary_parts(summary: RunSummary) -> Iterator[RenderableType]:
     phases.add_section()
     phases.add_row("run", si(total.duration_s, "s"), kwh(total.energy_j), bounds, grams(total.emissions_g))
     yield phases
-    yield from (Text(f"missing: {text}", style="dim") for text in manifest.missing)
+    yield from (Text(f"not metered: {text}", style="dim") for text in summary.not_metered())
     yield from (Text(f"warning: {text}", style="yellow") for text in summary.warnings)
 
 
