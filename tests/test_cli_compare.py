@@ -509,7 +509,7 @@ def test_the_planned_run_is_in_the_json(own: tuple[Path, dict]) -> None:
 def test_one_labelled_run_a_variant(own: tuple[Path, dict]) -> None:
     """Each variant is a run that TensorBoard shows, with its label in the manifest."""
     folder, found = own
-    assert found["tensorboard"] == "tensorboard --logdir runs/compare"
+    assert found["tensorboard"] == "green-torch tensorboard runs/compare"
     for name in ("fp32", "bf16-true"):
         (file,) = (folder / "runs" / "compare" / name / "green").glob("*.jsonl")
         assert json.loads(file.read_text(encoding="utf-8").splitlines()[0])["label"] == name

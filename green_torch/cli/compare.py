@@ -79,7 +79,7 @@ class Found:
     @property
     def command(self) -> str:
         """The line that shows the runs in TensorBoard."""
-        return f"tensorboard --logdir {shlex.quote(str(self.log_dir))}"
+        return f"green-torch tensorboard {shlex.quote(str(self.log_dir))}"
 
     @property
     def nothing_left(self) -> bool:
