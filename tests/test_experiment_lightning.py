@@ -16,6 +16,8 @@ from green_torch.experiment.applied import applied
 from green_torch.experiment.worker import Order
 from tests.test_experiment import blocks_of, script, serve
 
+QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
 
 class Module(pytorch_lightning.LightningModule):
     """A regression that logs, with a learning rate that falls at each step."""
@@ -65,12 +67,38 @@ class TestLightning:
         assert steps[-1][1] == {"samples": 4}
         torch.manual_seed(0)
         reference = Module()
-        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        pytorch_lightning.Trainer(**arguments, **quiet).fit(reference, DataLoader(rows(), batch_size=None))
+        pytorch_lightning.Trainer(**arguments, **QUIET).fit(reference, DataLoader(rows(), batch_size=None))
         torch.testing.assert_close(module.layer.weight, reference.layer.weight)
         assert (
             module.made.param_groups[0]["lr"] == pytest.approx(0.1 / 8) == pytest.approx(reference.made.param_groups[0]["lr"])
         )
+
+    @pytest.mark.parametrize("limit", [None, 4, 0.67])
+    @pytest.mark.parametrize("frequency", [1, 2])
+    def test_epochs(self, limit, frequency):
+        """A scheduler by the epoch, and batches numbered within it: the same weights and learning rate as after three of a Trainer's epochs."""
+
+        class Numbered(Module):
+            def training_step(self, batch, batch_idx):
+                return super().training_step(batch, batch_idx)["loss"] * (1 + batch_idx)
+
+        def configured(module):
+            module.made = torch.optim.SGD(module.parameters(), lr=0.01)
+            falling = torch.optim.lr_scheduler.StepLR(module.made, 1, gamma=0.5)
+            return {"optimizer": module.made, "lr_scheduler": {"scheduler": falling, "frequency": frequency}}
+
+        arguments = {"accelerator": "cpu", "limit_train_batches": limit, "max_epochs": 3, "logger": False}
+        torch.manual_seed(0)
+        module = Numbered(configured)
+        trainee = applied(Variant("a"), Workload.from_lightning(module, rows(), trainer=arguments), 0)
+        for _ in range(3 * (4 if limit else 6)):
+            trainee.train()
+        torch.manual_seed(0)
+        reference = Numbered(configured)
+        pytorch_lightning.Trainer(**arguments, **QUIET).fit(reference, DataLoader(rows(), batch_size=None))
+        torch.testing.assert_close(module.layer.weight, reference.layer.weight)
+        trainee.train()  # the next epoch begins, so the scheduler has had the end of the last one
+        assert module.made.param_groups[0]["lr"] == pytest.approx(reference.made.param_groups[0]["lr"])
 
     def test_a_datamodule_and_a_run(self):
         """A datamodule serves as well; the run is named after the module, and its FLOPs are counted."""
@@ -98,9 +126,14 @@ class TestLightning:
         ("trainer", "match"),
         [
             ({"precision": "bf16-mixed"}, "the variant sets the precision"),
-            ({"strategy": "fsdp"}, "not covered"),
-            ({"devices": 4}, "not covered"),
-            ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "not covered"),
+            ({"strategy": "fsdp"}, "in one process on one device"),
+            ({"devices": 4}, "green-torch compare runs/a runs/b"),
+            ({"num_nodes": 2}, "in one process on one device"),
+            ({"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}, "clipped by their norm"),
+            ({"callbacks": [pytorch_lightning.callbacks.StochasticWeightAveraging(1e-3)]}, "no Trainer to call their hooks"),
+            ({"overfit_batches": 2}, "nothing here knows what it does"),
+            ({"limit_train_batches": 0}, "leaves nothing"),
+            ({"limit_train_batches": 1.5}, "leaves nothing"),
             ({"accelerator": "gpu"}, "no accelerator"),
         ],
     )
@@ -108,6 +141,40 @@ class TestLightning:
         """They would change the training, so they are refused by name."""
         with pytest.raises(ArgumentError, match=match):
             Workload.from_lightning(Module(), rows(), trainer=trainer)
+
+    def test_callbacks_that_watch(self):
+        """Those that change nothing about the training are passed over."""
+        watching = [pytorch_lightning.callbacks.LearningRateMonitor(), pytorch_lightning.callbacks.ModelCheckpoint()]
+        for callbacks in (watching, watching[0], []):
+            work = Workload.from_lightning(Module(), rows(), trainer={"accelerator": "cpu", "callbacks": callbacks})
+            assert applied(Variant("a"), work, 0).train()[0] > 0
+
+    def test_a_share_of_no_length(self):
+        """A share of the batches needs to know how many there are."""
+        work = Workload.from_lightning(Module(), iter(rows()), trainer={"accelerator": "cpu", "limit_train_batches": 0.5})
+        with pytest.raises(ArgumentError, match="no length"):
+            applied(Variant("a"), work, 0).train()
+
+    def test_a_step_of_the_modules_own(self):
+        """A module that says itself how a step is taken is refused by the name of what it overrides."""
+
+        class Own(Module):
+            def optimizer_step(self, *arguments, **more):
+                super().optimizer_step(*arguments, **more)
+
+        with pytest.raises(ArgumentError, match="Own overrides optimizer_step"):
+            Workload.from_lightning(Own(), rows())
+
+    def test_schedulers_that_are_not_covered(self):
+        """One that goes by a metric has none to go by."""
+
+        def configured(module):
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "loss"}}
+
+        with pytest.raises(ArgumentError, match="ReduceLROnPlateau, which goes by a metric"):
+            applied(Variant("a"), Workload.from_lightning(Module(configured), rows()), 0)
 
     def test_optimizers_that_are_not_covered(self):
         """Several optimizers, none, or optimization by hand."""

@@ -133,20 +133,24 @@ class Workload:
     ) -> Workload:
         """A workload of a ``LightningModule``, trained as its Trainer would on one device; Lightning itself is not needed.
 
-        Calls ``prepare_data``, ``configure_model``, ``setup("fit")``, ``configure_optimizers`` and, each batch, ``training_step``. Not
-        covered, so not compared: manual optimization, several optimizers, callbacks, other hooks, strategies over several devices,
-        and schedulers that step once an epoch (those by step do step). ``self.log`` does nothing; ``self.trainer`` does not exist.
-        Where a module needs more, let ``build`` return a callable that takes one step of your own loop.
+        Calls ``prepare_data``, ``configure_model``, ``setup("fit")``, ``configure_optimizers`` and, each batch, ``training_step``.
+        Schedulers follow the steps or the epochs, an epoch being one pass through the data; where batches are accumulated, a step may
+        take them from the end of one and the beginning of the next. Refused, with the reason, is what would make it another training:
+        manual optimization, several optimizers, several devices, a scheduler that goes by a metric, callbacks that do more than watch,
+        and the module's own ``optimizer_step``, ``backward`` and the like. Not called are the hooks named ``on_…``; ``self.log`` does
+        nothing; ``self.trainer`` does not exist. Where a module needs more, let ``build`` return a callable that takes one step of your
+        own loop.
 
         Args:
             module: the ``LightningModule``, of ``lightning.pytorch`` or ``pytorch_lightning``.
             data: a dataloader or any iterable of batches, or a ``LightningDataModule``. None: ``module.train_dataloader()``.
-            trainer: arguments of your Trainer. ``accelerator``, ``accumulate_grad_batches``, ``gradient_clip_val`` (by norm) are
-                applied; what concerns only its length, its logging and its validation is passed over; ``precision`` is the variant's.
+            trainer: arguments of your Trainer. ``accelerator``, ``accumulate_grad_batches``, ``gradient_clip_val`` (by norm) and
+                ``limit_train_batches`` are applied; what concerns only its length, its logging and its validation, and callbacks that
+                only watch, are passed over; ``precision`` is the variant's.
             units: as of a ``Workload``. None: samples by the first tensor's first dimension, tokens by ``input_ids``.
 
         Raises:
-            ArgumentError: a Trainer argument that would change the training and is not covered, or optimizers that are not.
+            ArgumentError: what would change the training and is not covered, with the reason and what to do instead.
         """
         from green_torch.experiment.lightning_step import workload_of
 
