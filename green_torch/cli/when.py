@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from green_torch.intensity import Trace
 
 SCHEMA = "green_torch.when/1"
 FORMATS = ("human", "slurm", "iso", "json")
