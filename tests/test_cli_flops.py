@@ -154,6 +154,8 @@ def test_the_command_prints_json(module, capsys):
     ("target", "batch", "words"),
     [
         ("{}", (), "names no factory"),
+        ("fl.py:f", (), "green-torch flops fl:f"),
+        ("./models/fl.py:f", (), "green-torch flops models.fl:f"),
         ("no_such_module_of_ours:net", (), "No module named"),
         ("{}:nowhere", (), "no function 'nowhere'"),
         ("{}:nothing", (), "no model"),

@@ -91,6 +91,9 @@ def _made(target: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     usage = "say green-torch flops module:factory, where factory() gives a model, (model, args) or (model, args, kwargs)"
     if not module_name or not name:
         raise ArgumentError(f"{target!r} names no factory: {usage}")
+    if module_name.endswith(".py"):
+        dotted = re.sub(r"[/\\\\]+", ".", module_name.removesuffix(".py").removeprefix("./"))
+        raise ArgumentError(f"{target!r} names a file: say the module, green-torch flops {dotted}:{name}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # as python -m does: modules of the current folder
     try:
