@@ -163,6 +163,20 @@ def test_a_modelled_run_says_so(tmp_path):
     assert "a model, not measured" in hardware.verdict(found)
 
 
+def test_a_move_from_a_cpu_says_that_its_mfu_is_a_guess(tmp_path):
+    """The CPU has its name, the answer is in days where months are few, and what a GPU would reach is called a guess until it is typed."""
+    meters = lambda clock: [CardMeter(clock, {"cpu": "AMD EPYC 7763"})]  # noqa: E731
+    run = write(tmp_path / "cpu", meters=meters, flops=1e11, peak_flop_per_s=5e11)
+    found = hardware.refresh(run, "H100", region="FR")
+    text = " ".join(printed(hardware.show_refresh, found).split())
+    assert "from AMD EPYC 7763 to NVIDIA H100" in text
+    assert found.payback.months < 2
+    assert f"Pays back in {found.payback.months * 30.4375:.3g} days" in text
+    assert "is a guess: give one with --mfu-to" in text
+    assert "the run's MFU on a CPU (no GPU was metered in it)" in text
+    assert "is a guess" not in hardware.verdict(hardware.refresh(run, "H100", region="FR", mfu_to=0.3))
+
+
 def test_several_gpus_are_counted(tmp_path):
     """Two cards doing the work of two need the same joules a FLOP, and each does half the FLOP/s."""
     meters = lambda clock: [CardMeter(clock, {"gpu0": A100, "gpu1": A100})]  # noqa: E731

@@ -16,12 +16,13 @@ from rich.text import Text
 from green_torch import ledger
 from green_torch.cli.assumptions import HALF, between, bullets, card, cards, grid, number, peak_at, tdp_w
 from green_torch.cli.console import grid_line, how_known, percent, rounded, table
+from green_torch.cli.report import ARCHITECTURES
 from green_torch.embodied import embodied_for, made_device
 from green_torch.errors import ArgumentError
 from green_torch.estimate import MONTHS_PER_YEAR, Payback, Span, manufacturing_g, payback
 from green_torch.peaks import DTYPES, known_devices
 from green_torch.records import DevicePeak, Embodied, IntensityPoint, Method, Phase
-from green_torch.units import G_PER_KG, grams, si
+from green_torch.units import G_PER_KG, HOURS_PER_YEAR, grams, si
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ SCHEMA = "green_torch.hardware/1"
 REFRESH_SCHEMA = "green_torch.refresh/1"
 _SOURCES = 12  # cards: of so many each one's source is printed
 _FLOP_PER_TFLOP = 1e12
+_FEWEST_MONTHS = 2  # below, days are told
 _HALF_NOTE = "half: bfloat16, or float16 on a card without it. TDP is a limit, not what a run draws: what yours draws is in green-torch report."
 _MADE_NOTE = (
     "made: kgCO2e of making the accelerator alone, in brackets the least and most that is published or modelled; ~ where "
@@ -76,6 +78,7 @@ class Report:
 class Refresh:
     """When moving a run's work to another card repays making it. ``mfu_new`` and ``power_share_new`` (of TDP) are assumptions.
 
+    ``mfu_of_cpu``: ``mfu_new`` is what the run reached on a CPU, for want of another, and tells next to nothing of a GPU.
     ``within_lifetime`` is ``None`` where the spread of the making allows both.
     """
 
@@ -100,6 +103,7 @@ class Refresh:
     embodied: Embodied
     payback: Payback
     within_lifetime: bool | None
+    mfu_of_cpu: bool = False
     assumed: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -246,18 +250,11 @@ def refresh(
     power_old = train.energy_j / duration_s / count
     host_share = _host_share(run)
     host = power_old * host_share if gpus else 0.0
-    device_old = next(iter(gpus), run.manifest.device or "the CPU")
+    device_old = next(iter(gpus), "") or _processor(run)
+    mfu_of_cpu = mfu_to is None and not gpus
 
     wanted, flop_per_s = peak_at(new, dtype or _dtype_of(run, new, assumed))
-    mfu = run.mfu if mfu_to is None else number("--mfu-to", mfu_to, most=1.0)
-    if mfu is None:
-        raise ArgumentError(
-            f"run {run.name!r} has no MFU on record (no peak is known for {device_old}): assume one, --mfu-to 0.4"
-        )
-    if mfu_to is None:
-        assumed.append(f"the new card reaches the run's own MFU, {percent(mfu)}: --mfu-to says otherwise")
-    else:
-        assumed.append(f"the new card reaches an MFU of {percent(mfu)}: what you typed, not measured")
+    mfu = _mfu_new(run, mfu_to, device_old, of_cpu=mfu_of_cpu, assumed=assumed)
     share = _power_share(power_to, power_old - host, device_old, assumed)
     if power_to is not None:
         assumed.append(f"the new card draws {percent(share)} of its TDP: what you typed, not measured")
@@ -311,6 +308,7 @@ def refresh(
         embodied=embodied,
         payback=result,
         within_lifetime=result.within(years),
+        mfu_of_cpu=mfu_of_cpu,
         assumed=tuple(line for line in assumed if line),
         missing=tuple(missing),
         sources=(
@@ -332,6 +330,13 @@ def _the_run(directory: Path) -> Run:
         raise ArgumentError(f"--from {str(directory)!r}: no run of green_torch below it{why}")
     places = ", ".join(str(run.segments[0].path.parent.parent) for run in found.runs[:4])
     raise ArgumentError(f"--from {str(directory)!r}: {len(found.runs)} runs below it; give one: {places}")
+
+
+def _processor(run: Run) -> str:
+    """What a run without a metered GPU was on, by the processor's name where the system tells its architecture alone."""
+    own = run.manifest.device
+    named = (domain.device for domain in run.manifest.domains if domain.name.startswith("cpu"))
+    return (own if own not in ARCHITECTURES else "") or next(filter(None, named), "") or own or "the CPU"
 
 
 def _known(run: Run) -> str:
@@ -360,6 +365,25 @@ def _dtype_of(run: Run, new: KnownDevice, assumed: list[str]) -> str | None:
         f"the work runs at {dtype} on the new card, since the run's own dtype is not on record: --dtype says otherwise"
     )
     return dtype
+
+
+def _mfu_new(run: Run, mfu_to: float | None, device_old: str, *, of_cpu: bool, assumed: list[str]) -> float:
+    """The new card's MFU: what was typed, else the run's own."""
+    mfu = run.mfu if mfu_to is None else number("--mfu-to", mfu_to, most=1.0)
+    if mfu is None:
+        raise ArgumentError(
+            f"run {run.name!r} has no MFU on record (no peak is known for {device_old}): assume one, --mfu-to 0.4"
+        )
+    if of_cpu:
+        assumed.append(
+            f"the new card reaches {percent(mfu)}, the run's MFU on a CPU (no GPU was metered in it): a guess, since a GPU may reach far "
+            "less or more. --mfu-to says otherwise, from a run of yours on such a card"
+        )
+    elif mfu_to is None:
+        assumed.append(f"the new card reaches the run's own MFU, {percent(mfu)}: --mfu-to says otherwise")
+    else:
+        assumed.append(f"the new card reaches an MFU of {percent(mfu)}: what you typed, not measured")
+    return mfu
 
 
 def _power_share(given: float | None, power_old_w: float, device_old: str, assumed: list[str]) -> float:
@@ -410,7 +434,8 @@ def _not_in_making(embodied: Embodied, *, server: bool) -> Iterator[str]:
 def show_refresh(one: Refresh, console: Console) -> None:
     """Prints when the new card repays its making, what was assumed and where the figures are from."""
     result = one.payback
-    console.print(Text(f"{one.run}: from {one.count_old} × {one.device_old} to {one.device_new}", style="bold"))
+    several = f"{one.count_old} × " if one.count_old > 1 else ""
+    console.print(Text(f"{one.run}: from {several}{one.device_old} to {one.device_new}", style="bold"))
     main = table("", "the run", "new card, assumed")
     main.add_row(
         "MFU", percent(one.mfu_old), f"{percent(one.mfu_new)} of {si(one.peak_new.flop_per_s, 'FLOP/s')}, {one.peak_new.dtype}"
@@ -436,21 +461,24 @@ def verdict(one: Refresh) -> str:
     """The answer in a sentence or two."""
     result = one.payback
     modelled = "" if one.energy_measured else " The run's joules are a model, not measured: the answer is no better."
+    if one.mfu_of_cpu:
+        modelled += " That the new card reaches the MFU of a run on a CPU is a guess: give one with --mfu-to."
     if result.months is None:
         if result.energy_new_j_per_flop >= result.energy_old_j_per_flop:
             return "Never pays back: at these assumptions the new card needs as much energy for the work, or more." + modelled
         return "Never pays back: the grid is counted at 0 gCO2e/kWh, so no emissions are saved." + modelled
     life = one.lifetime_years * MONTHS_PER_YEAR
-    months = f"{rounded(result.months)} months"
+    scale, unit = (1.0, "months") if result.months >= _FEWEST_MONTHS else (HOURS_PER_YEAR / 24 / MONTHS_PER_YEAR, "days")
+    told_in = f"{rounded(scale * result.months)} {unit}"
     if result.months_lo is not None and result.months_hi is not None and result.months_lo < result.months_hi:
-        months += f" ({rounded(result.months_lo)} to {rounded(result.months_hi)})"
+        told_in += f" ({rounded(scale * result.months_lo)} to {rounded(scale * result.months_hi)})"
     told = {
         True: f"within its life of {rounded(life)} months",
         False: f"not within its life of {rounded(life)} months",
         None: f"whether within its life of {rounded(life)} months can't be told: figures of making it lie too far apart",
     }[one.within_lifetime]
     saved = f"{grams(result.saved_g)} ({grams(result.saved_lo_g)} to {grams(result.saved_hi_g)})"
-    return f"Pays back in {months}: {told}. Over that life one card saves {saved}, its making taken off.{modelled}"
+    return f"Pays back in {told_in}: {told}. Over that life one card saves {saved}, its making taken off.{modelled}"
 
 
 def _span(one: Span) -> str:

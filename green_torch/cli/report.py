@@ -47,7 +47,7 @@ _NAME_CHARS = 60
 _ID_CHARS = 12  # of a run
 _SHOWN = 20  # files left out, or notes: so many are listed
 _NONE = "–"
-_ARCHITECTURES = {"x86_64", "AMD64", "aarch64", "arm64"}  # what some systems call their processor
+ARCHITECTURES = {"x86_64", "AMD64", "aarch64", "arm64"}  # what some systems call their processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def hardware(run: Run) -> str:
         domain.device or domain.name for manifest in last for domain in manifest.domains if domain.name.startswith("gpu")
     )
     if not devices:  # a GPU that nobody could meter
-        devices = Counter(manifest.device for manifest in last if manifest.device and manifest.device not in _ARCHITECTURES)
+        devices = Counter(manifest.device for manifest in last if manifest.device and manifest.device not in ARCHITECTURES)
     if not devices:
         devices = Counter(domain.device for manifest in last for domain in manifest.domains if domain.name.startswith("cpu"))
     return ", ".join(f"{number} × {device}" if number > 1 else device for device, number in devices.items() if device)
