@@ -117,7 +117,7 @@ def common_run_id(log_dir: Path, segment: int) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    versions = {"green_torch": green_torch.__version__, "python": platform.python_version()}
+    versions = {"green_torch": green_torch.__version__, "python": platform.python_version(), "os": platform.platform()}
     for name in ("torch", "codecarbon", "nvidia-ml-py", "lightning", "pytorch-lightning", "tensorboard"):
         try:
             versions[name] = metadata.version(name)

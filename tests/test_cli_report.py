@@ -161,6 +161,7 @@ def test_runs_are_chosen_by_their_day(runs: Path) -> None:
         [".", "--format", "png"],
         [".", "--format", "png", "--output", "nowhere/x.png"],
         [".", "--output", "nowhere/x.txt"],
+        [".", "--format", "model-card", "--training-type", "foo"],
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -385,10 +386,22 @@ def test_a_cpu_is_named_and_not_its_architecture(tmp_path: Path) -> None:
 
 
 def test_codecarbons_columns_hold_no_made_up_zero(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A device that was not metered, water and loads are empty, not 0."""
+    """A device that was not metered, water, loads and a system that no run told are empty, not 0."""
     for row in csv.DictReader(io.StringIO(run(capsys, runs, "--format", "codecarbon"))):
         assert float(row["gpu_energy"]) > 0
-        assert [row[key] for key in ("ram_energy", "ram_power", "water_consumed", "gpu_utilization_percent", "wue")] == [""] * 5
+        assert [row[key] for key in ("ram_energy", "ram_power", "water_consumed", "gpu_utilization_percent", "wue", "os")] == [
+            ""
+        ] * 6
+
+
+def test_codecarbons_columns_tell_the_system_and_that_the_machine_was_metered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of the CPU is one of the whole machine, as a counter is."""
+    cpu = Domain("cpu", Method.ESTIMATED, "AMD EPYC 7763", "a model")
+    written(tmp_path, domains=(cpu,), versions={"os": "Linux-6.1"})
+    (row,) = csv.DictReader(io.StringIO(run(capsys, tmp_path, "--format", "codecarbon")))
+    assert (row["tracking_mode"], row["os"], row["cpu_model"]) == ("machine", "Linux-6.1", "AMD EPYC 7763")
 
 
 def test_modelled_joules_are_not_called_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

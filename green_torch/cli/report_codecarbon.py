@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from green_torch.cli.report_exports import utc
 from green_torch.ledger import group
-from green_torch.records import Method
 from green_torch.units import G_PER_KG, joules_to_kwh, kwh_to_joules
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def _row(run: Run) -> dict[str, Any]:
         "region": country[2],
         "cloud_provider": provider if cloud_region else "",
         "cloud_region": cloud_region,
-        "os": "",
+        "os": manifest.versions.get("os", ""),
         "python_version": manifest.versions.get("python", ""),
         "codecarbon_version": manifest.versions.get("codecarbon", version("codecarbon")),
         "cpu_count": None,
@@ -68,7 +67,7 @@ def _row(run: Run) -> dict[str, Any]:
         "longitude": None,
         "latitude": None,
         "ram_total_size": None,
-        "tracking_mode": "process" if all(one.method is not Method.COUNTER for one in manifest.domains) else "machine",
+        "tracking_mode": "machine",  # counters and models alike are of whole devices
         "on_cloud": "Y" if cloud_region else "N",
         "pue": manifest.pue,
         "wue": None,

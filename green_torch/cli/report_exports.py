@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import green_torch
 from green_torch import ledger
 from green_torch.cli.report import Report, energy_text, hardware, made_text, printable
-from green_torch.errors import LedgerError
+from green_torch.errors import ArgumentError, LedgerError
 from green_torch.records import Method, Phase
 from green_torch.sinks.codec import plain
 from green_torch.units import grams, joules_to_kwh, kwh, ns_to_s
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from green_torch.records import Manifest
 
 SCHEMA = "green_torch.report/1"
+TRAINING_TYPES = ("pre-training", "fine-tuning")  # of a model card
 _IN_A_SENTENCE = {
     Method.COUNTER: "by hardware counters",
     Method.SAMPLED: "by power readings, integrated",
@@ -199,8 +200,11 @@ def model_card(report: Report, training_type: str | None = None) -> str:
     """The front matter of a Hugging Face model card: ``co2_eq_emissions`` in grams, all runs of the report together.
 
     Raises:
+        ArgumentError: a training type that the Hub does not know.
         LedgerError: no emissions are known, or they rest on grid figures of different bases.
     """
+    if training_type not in (None, *TRAINING_TYPES):
+        raise ArgumentError(f"--training-type {training_type!r}: use one of {', '.join(TRAINING_TYPES)}")
     whole = _summed(report)
     grids = _distinct(whole, "region")
     pue = _listed(f"{one.pue:g}" for one in _manifests(whole))
