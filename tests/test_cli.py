@@ -59,7 +59,18 @@ def test_doctor_tells_which_integrations_are_new_enough(report: doctor.Report) -
     found = {one.name: one for one in report.integrations}
     assert found["tensorboard"].ok
     assert found["tensorboard"].needed == "2.21"
+    assert {name: found[name].version for name in ("transformers", "accelerate")} == {
+        name: doctor._version(name) for name in ("transformers", "accelerate")
+    }
     assert all(one.ok or one.mend for one in report.integrations)
+
+
+def test_doctor_says_that_there_was_no_gpu_to_calibrate() -> None:
+    """--calibrate on a machine without a GPU is answered, not passed over."""
+    with simulated():
+        found = doctor.examine("FR", calibrate=True)
+    assert found.calibrations == ()
+    assert any(text.startswith("calibration: no GPU was calibrated") for text in found.missing)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +90,7 @@ def test_doctor_prints_all_that_it_found(report: doctor.Report, width: int) -> N
     for one in report.meters:
         assert one.domain.name in text
         assert one.domain.method in text
-    assert "475 g" not in text
+    assert "475 gCO2e" not in text  # the world's
     assert "FR" in text
 
 

@@ -44,6 +44,8 @@ _GPU_DTYPES = ("float32", "tf32", "bfloat16", "float16", "float8")
 _INTEGRATIONS = (  # distribution, module of ours, what it gives
     ("lightning", "green_torch.lightning", "GreenMonitor for lightning.pytorch"),
     ("pytorch-lightning", "green_torch.lightning", "GreenMonitor for pytorch_lightning"),
+    ("transformers", "green_torch.transformers", "GreenCallback for its Trainer"),
+    ("accelerate", "green_torch.tracker", "track() in its loop; Trainer needs it"),
     ("tensorboard", "green_torch.sinks.tensorboard", "the green/ tags"),
     ("codecarbon", "green_torch.meters.codecarbon", "CPU and memory models, grid tables"),
     ("nvidia-ml-py", "green_torch.meters.nvml", "energy counters of NVIDIA GPUs"),
@@ -126,6 +128,10 @@ def examine(region: str | None = None, *, calibrate: bool = False) -> Report:
         meter.close()
     calibrations, not_calibrated = calibrate_gpus() if calibrate else ([], [])
     missing += [text for text in not_calibrated if text not in missing]
+    if calibrate and not calibrations:
+        missing.append(
+            "calibration: no GPU was calibrated: --calibrate measures the energy counter of an NVIDIA GPU, and none answers here"
+        )
     missing += [f"{one.name}: {one.mend}" for one in integrations if one.version is not None and "pip" in one.mend]
     return Report(
         schema=SCHEMA,
