@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -11,14 +13,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import green_torch
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import RunFile, read_jsonl, run_file
 from tests.processes import ENVIRONMENT, GREEN_TORCH, TWO_RANKS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+README = EXAMPLES.parent / "README.md"
 STEPS = 4
 
 
@@ -46,6 +51,35 @@ def written(directory: Path) -> tuple[EventAccumulator, RunFile]:
 
 def steps_of(accumulator: EventAccumulator, tag: str) -> list[int]:
     return [event.step for event in accumulator.Scalars(tag)]
+
+
+def test_names_in_the_readme_are_there():
+    """Each dotted name of ours resolves; one that is called needs no import but ``import green_torch`` or the one beside it."""
+    text = README.read_text(encoding="utf-8")
+    for module, names in re.findall(r"from (green_torch[\w.]*) import ([\w, ]+)", text):
+        assert all(getattr(importlib.import_module(module), name) for name in names.split(", "))
+    for name in re.findall(r"\bgreen_torch(?:\.[a-z_]\w*)+", text, re.IGNORECASE):
+        pkgutil.resolve_name(name)
+    called = re.findall(r"\bgreen_torch\.([\w.]+)\(", text)
+    assert "track" in called
+    assert set(called) <= set(green_torch.__all__)
+
+
+def test_loop_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """The loop as it stands there trains, and prints what it cost first."""
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    model = torch.nn.Linear(4, 1)
+
+    def train_step(batch):
+        loss = model(batch).mean()
+        loss.backward()
+        return loss
+
+    exec(snippet, {"model": model, "loader": [torch.ones(2, 4)] * 3, "train_step": train_step, "evaluate": lambda: None})
+    assert re.match(r"cost +\S+ \S*Wh, \S+ \S*gCO2e \(operational, location-based; ", capsys.readouterr().out)
+    _, found = written(tmp_path / "runs" / "bf16")
+    assert found.summary.status == "completed"
 
 
 @pytest.mark.parametrize(
