@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 import green_torch
 from green_torch.errors import ArgumentError, GreenTorchWarning, UnknownRegionError, UsageError
-from green_torch.records import Embodied, Flag, IntensityPoint, Method, Phase
+from green_torch.records import Embodied, Flag, IntensityPoint, JobTotals, Method, Phase
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
+from green_torch.units import grams, kwh, si
+from tests.test_sinks_codec import MANIFEST, make_record, make_summary
 
 
 class Run:
@@ -508,6 +511,59 @@ def test_disabled_does_nothing(tmp_path):
             pass
     assert tracker.summary().status == "disabled"
     assert not (tmp_path / "none").exists()
+
+
+def test_the_summary_begins_with_what_it_cost():
+    """Energy, grams and their kind, time, and how the joules are known stand in the first line, as in the run's records."""
+    run = Run(method=Method.ESTIMATED, power_w=100.0, planned_steps=1000, price=0.25)
+    with run.tracker:
+        run.clock.advance(0.1)
+        run.steps(5, 0.2)
+        assert "projected" in dict(run.tracker.summary().lines())
+    first, *rest = str(run.tracker.summary()).splitlines()
+    totals = run.sink.summary.totals
+    assert first == (
+        f"cost         {kwh(totals.energy_j)}, {grams(totals.emissions_g)} (operational, location-based; embodied not counted) "
+        f"in {si(totals.duration_s, 's')}; modelled, not measured: gpu0"
+    )
+    assert {"projected", "not metered"}.isdisjoint(dict(run.tracker.summary().lines()))
+    assert "steps        5 measured" in rest
+
+
+def test_a_mixed_run_says_what_is_counted_and_what_modelled():
+    """Embodied, marginal, the job's sums and a long run's clock have words of their own in the first line."""
+    record = make_record(1)
+    grid = replace(MANIFEST.intensity, average=False)
+    domains = (*MANIFEST.domains, replace(MANIFEST.domains[0], name="cpu", method=Method.ESTIMATED))
+    told = make_summary(record, totals=replace(record.totals, duration_s=3723.4))
+    told = replace(told, manifest=replace(MANIFEST, domains=domains, intensity=grid))
+    assert told.headline().endswith(
+        "(operational, marginal, and embodied) in 1:02:03 h; counted: gpu0; modelled, not measured: cpu"
+    )
+    job = JobTotals(energy_j=7200.0, emissions_g=3.0, world_size=4, reporting=3, ended=0)
+    said = replace(told, job=job).headline()
+    assert said.startswith("2.00 Wh, 3.00 gCO2e (")
+    assert "in 1:02:03 h on 3 of 4 ranks; counted" in said
+    assert replace(told, manifest=replace(MANIFEST, domains=())).headline().endswith("; nothing measures energy here")
+
+
+@pytest.mark.parametrize(
+    ("reason", "short"),
+    [
+        ("no NVIDIA driver: NVML says NVML Shared Library Not Found; install the NVIDIA driver", "no NVIDIA driver"),
+        (
+            "cpu, dram: no RAPL counters ([Errno 2] No such file or directory: '/sys/class/powercap'): Linux has them",
+            "cpu, dram: no RAPL counters, so modelled",
+        ),
+        ("gpu0 (NVIDIA A100 (80 GB)) can't be read: NVML says GPU is lost; type sudo dmesg", "gpu0 can't be read"),
+        ("gpu1: its counter can't be read (OSError(5))", "gpu1: its counter can't be read"),
+    ],
+)
+def test_what_is_not_metered_is_told_in_words(reason, short):
+    """No error number and no line to type: doctor has those."""
+    domains = tuple(replace(MANIFEST.domains[0], name=name, method=Method.ESTIMATED) for name in ("cpu", "dram"))
+    summary = make_summary(make_record(1), manifest=replace(MANIFEST, domains=domains, missing=(reason,)), flags={})
+    assert summary.not_metered() == [short]
 
 
 def test_an_unknown_phase_lists_the_known():
