@@ -1,8 +1,9 @@
 """What FP32, TF32, BF16, flash attention, checkpointing and compile cost on a GPT, and what of the usual claims holds here.
 
-``python benchmarks/compare_gpt.py`` (about five minutes on two CPU cores: 10M parameters; on a GPU 124M and 350M). One process a
-variant, blocks in turn in random order, paired differences with intervals. Writes ``results/<device>/compare_gpt.*``; ``--quick`` runs a
-tiny one and writes nothing.
+``python benchmarks/compare_gpt.py`` (about ten minutes on two CPU cores: 10M parameters; on a GPU 124M and 350M). One process a
+variant, blocks in turn in random order, paired differences with intervals; then the largest batch that fits, with and without
+checkpointing. Writes ``results/<device>/compare_gpt.*`` after each of these, so that nothing measured is lost; ``--quick`` runs a tiny
+one and writes nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass
-from typing import Any
+import traceback
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from report import instructions, table, write
@@ -19,38 +21,43 @@ from report import instructions, table, write
 from green_torch.cli.compare import BuiltIn, parse_memory
 from green_torch.cli.comparison import difference
 from green_torch.cli.console import bounded, count, joules, mebibytes, percent, rounded
-from green_torch.experiment import Comparison, Progress, VariantResult, compare
+from green_torch.experiment import Comparison, Progress, VariantResult, compare, largest_batch
 from green_torch.units import kwh, si
 
+if TYPE_CHECKING:
+    from green_torch.statistics import Difference
+
 # The baseline first. Where BF16 is emulated the options stand on FP32, or every one of them would take minutes a block.
-ON_CPU_WITHOUT_BF16 = "fp32,tf32,fp32+flash,fp32+flash+checkpoint,fp32+flash+compile,bf16"
-ON_CPU = "fp32,tf32,fp32+flash,bf16,bf16+flash,bf16+flash+checkpoint,bf16+flash+compile"
-ON_GPU = "fp32,tf32,bf16,bf16+flash,bf16+flash+checkpoint,bf16+flash+compile"
+NATIVE_BF16 = "fp32,tf32,bf16,bf16+flash,bf16+flash+checkpoint,bf16+flash+compile"
+EMULATED_BF16 = "fp32,tf32,fp32+flash,fp32+flash+checkpoint,fp32+flash+compile,bf16"
 PLANNED_TOKENS = 10e9
 CLAIMED_MFU = (0.40, 0.70)
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """How much is measured: blocks of each variant, steps a block (``None``: what fits the seconds), seconds for all blocks."""
+    """How much is measured: blocks of each variant, steps a block (``None``: what fits the seconds), seconds for all blocks.
+
+    ``memory_bytes`` is what the largest batch is sought in (``None``: the device's own memory), with and without checkpointing.
+    """
 
     sizes: tuple[str, ...]
     variants: str
     blocks: int
     steps: int | None
     budget_s: float | None
-    largest_batch: bool | int
+    memory_bytes: int | None
+    seek_largest: bool = True
 
 
-def usual(*, gpu: bool) -> Design:
-    """What a device can do in a few minutes."""
+def usual(*, gpu: bool, native_bf16: bool) -> Design:
+    """What a device can do in about ten minutes."""
     if gpu:
-        return Design(("124M", "350M"), ON_GPU, 12, None, 240.0, largest_batch=True)
-    variants = ON_CPU if "BF16" in instructions() else ON_CPU_WITHOUT_BF16
-    return Design(("10M",), variants, 12, 3, None, largest_batch=False)
+        return Design(("124M", "350M"), NATIVE_BF16, 12, None, 180.0, None)
+    return Design(("10M",), NATIVE_BF16 if native_bf16 else EMULATED_BF16, 16, None, 300.0, 2**30)
 
 
-QUICK = Design(("1M",), "fp32,fp32+flash", 2, 1, None, largest_batch=False)
+QUICK = Design(("1M",), "fp32,fp32+flash", 2, 1, None, None, seek_largest=False)
 
 
 # ── the page ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -107,6 +114,7 @@ def notes(comparison: Comparison) -> str:
     methods = ", ".join(f"{name} {method}" for name, method in base.methods.items()) or "no meter"
     peaks = {(peak.dtype, peak.flop_per_s, peak.basis) for result in comparison.results for peak in result.peaks}
     lines = [
+        *bf16_here(comparison),
         (f"Energy: {methods}. Intervals: {comparison.confidence:.0%}, for all {comparison.n_compared} together; "
         f"{len(base.blocks)} rounds of blocks of {comparison.steps_per_block} steps, {base.threads} CPU threads a worker."),
         *([] if comparison.headline == "energy" else ["Every joule is modelled here, so energy follows from time, and time is compared."]),
@@ -119,6 +127,23 @@ def notes(comparison: Comparison) -> str:
     ]
     lines += [f"Warning: {text}" for text in comparison.warnings]
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
+
+
+def bf16_here(comparison: Comparison) -> list[str]:
+    """Whether this device computes in BF16 or converts to FP32 and back, where any variant asks for it."""
+    base = comparison.baseline.manifest
+    if base is None or not any("bf16" in result.name for result in comparison.results):
+        return []
+    if base.device and torch.cuda.is_available():
+        return [
+            f"{base.device}: BF16 runs on its tensor cores."
+            if torch.cuda.get_device_capability() >= (8, 0)
+            else "BF16 is emulated."
+        ]
+    own = instructions()
+    return [
+        f"The CPU has BF16 matmuls of its own ({own})." if "BF16" in own else "The CPU has no BF16 matmuls: BF16 is emulated."
+    ]
 
 
 def largest(comparison: Comparison) -> str:
@@ -145,18 +170,44 @@ def claims(comparison: Comparison) -> list[str]:
     rows = [
         ["BF16 is 2 × as fast as FP32", *faster(comparison, "fp32", "bf16")],
         ["BF16 halves the energy of FP32", *cheaper(comparison, "fp32", "bf16")],
-        [
-            "flash attention moves 2–4 × less memory",
-            "not measured: needs the memory counters of NVML's GPM",
-            *flash(comparison),
-        ],
+        ["flash attention moves 2–4 × less memory", NO_TRAFFIC, flash(comparison)],
+        ["checkpointing lowers MFU, raises HFU, saves memory", *checkpointing(comparison)],
+        ["compiling (operator fusion) is faster", *compiling(comparison)],
         ["MFU rises from 40 % to 70 %", *utilization(comparison)],
     ]
     return [
         "What is claimed, and what was measured here:",
-        table(["claim", "measured", "reading"], [row for row in rows if len(row) == 3]),
+        table(["claim", "measured", "reading"], rows),
         *what_if(comparison),
     ]
+
+
+NO_TRAFFIC = "not measured: it takes a GPU whose NVML has GPM's memory counters (Hopper or later), and these are not read yet"
+
+
+def against(comparison: Comparison, base: str, other: str) -> Difference | None:
+    """The time of one variant against another that need not be the baseline, in their own pairs of blocks."""
+    own = {result.name: result for result in comparison.results if result.blocks}
+    if base not in own or other not in own:
+        return None
+    return replace(comparison, results=(own[base], own[other])).time(other)
+
+
+def option(comparison: Comparison, added: str) -> tuple[VariantResult, VariantResult] | None:
+    """A variant that ran with an option, such as "+flash" at its end, and the same without it; the first such pair."""
+    own = {result.name: result for result in comparison.results if result.blocks}
+    name = next((name for name in own if name.endswith(added) and name.removesuffix(added) in own), None)
+    return (own[name.removesuffix(added)], own[name]) if name else None
+
+
+def speed(found: Difference | None) -> str:
+    """How many times as fast, with the interval."""
+    if found is None:
+        return "not measured"
+    told = f"{rounded(1 / (1 + found.estimate))} ×"
+    if found.lo is None or found.hi is None:
+        return told
+    return f"{told} ({rounded(1 / (1 + found.hi))} to {rounded(1 / (1 + found.lo))})"
 
 
 def faster(comparison: Comparison, base: str, other: str) -> tuple[str, str]:
@@ -164,8 +215,7 @@ def faster(comparison: Comparison, base: str, other: str) -> tuple[str, str]:
     found = comparison.time(other) if ran(comparison, base, other) else None
     if found is None or found.lo is None or found.hi is None:
         return "not measured", "no interval"
-    speed = f"{rounded(1 / (1 + found.estimate))} × ({rounded(1 / (1 + found.hi))} to {rounded(1 / (1 + found.lo))})"
-    return speed, judged(
+    return speed(found), judged(
         comparison, other, found.distinguishable, holds=1 / (1 + found.hi) <= 2 <= 1 / (1 + found.lo), more=found.hi < -0.5
     )
 
@@ -190,22 +240,47 @@ def judged(comparison: Comparison, other: str, distinguishable: bool, *, holds: 
     return "holds" if holds else "more than claimed" if more else "does not hold here"
 
 
-def flash(comparison: Comparison) -> tuple[str]:
+def flash(comparison: Comparison) -> str:
     """What was measured of flash attention: time and peak memory beside the same precision with math attention."""
-    base = comparison.baseline
-    by_name = {result.name: result for result in comparison.results if result.blocks}
-    name = next((name for name in ("fp32+flash", "bf16+flash") if name in by_name), None)
-    plain = by_name.get(name.removesuffix("+flash")) if name else None
-    if name is None or plain is None or plain.step_time_s is None:
-        return ("flash did not run",)
-    own = by_name[name]
+    found = option(comparison, "+flash")
+    if found is None:
+        return "flash did not run"
+    plain, own = found
     if own.kernels != ("flash",):
-        return (f"the kernel that ran: {', '.join(own.kernels) or 'not seen'}",)
-    told = f"{name}: {rounded(plain.step_time_s / (own.step_time_s or math.nan))} × the speed of {plain.name}"
+        return f"the kernel that ran: {', '.join(own.kernels) or 'not seen'}"
+    apart = against(comparison, plain.name, own.name)
+    certain = "told apart" if apart and apart.distinguishable else "not told apart"
     memory = f"peak memory {mebibytes(plain.peak_memory_bytes)} → {mebibytes(own.peak_memory_bytes)}"
-    apart = comparison.time(name) if plain is base else None
-    certain = "" if apart is None else ", told apart" if apart.distinguishable else ", not told apart"
-    return (f"{told}{certain}; {memory}",)
+    return f"{own.name}: {speed(apart)} the speed of {plain.name}, {certain}; {memory}"
+
+
+def checkpointing(comparison: Comparison) -> tuple[str, str]:
+    """MFU, HFU and memory with and without it at the same batch, which is not what it is for: that is the largest batch."""
+    found = option(comparison, "+checkpoint")
+    if found is None:
+        return "not measured", "checkpointing did not run"
+    plain, own = found
+    pairs = [(plain.mfu, own.mfu), (own.hfu, plain.hfu), (plain.peak_memory_bytes, own.peak_memory_bytes)]
+    known = [more > less for more, less in pairs if more is not None and less is not None]
+    measured = (
+        f"{own.name} against {plain.name}: MFU {percent(plain.mfu)} → {percent(own.mfu)}, HFU {percent(plain.hfu)} → {percent(own.hfu)}, "
+        f"peak memory {mebibytes(plain.peak_memory_bytes)} → {mebibytes(own.peak_memory_bytes)}; "
+        f"{speed(against(comparison, plain.name, own.name))} the speed"
+    )
+    reading = "not all of it is known" if len(known) < len(pairs) else "holds" if all(known) else "does not hold in all of it"
+    return measured, reading
+
+
+def compiling(comparison: Comparison) -> tuple[str, str]:
+    """Its speed over the same variant without it, once it is compiled."""
+    found = option(comparison, "+compile")
+    if found is None:
+        return "not measured", "nothing compiled ran"
+    plain, own = found
+    apart = against(comparison, plain.name, own.name)
+    if apart is None or not apart.distinguishable:
+        return f"{own.name}: {speed(apart)} the speed of {plain.name}", "can't be told apart"
+    return f"{own.name}: {speed(apart)} the speed of {plain.name}", "holds" if apart.estimate < 0 else "does not hold here"
 
 
 def utilization(comparison: Comparison) -> tuple[str, str]:
@@ -278,8 +353,8 @@ def measure(size: str, design: Design, seed: int) -> Comparison:
         print(f"\r{size}: {at.stage} {at.variant} {at.done}/{at.total}".ljust(78), end="", file=sys.stderr, flush=True)
 
     found = compare(
-        BuiltIn(size), design.variants.split(","), blocks=design.blocks, steps_per_block=design.steps, budget_s=design.budget_s,
-        largest_batch=design.largest_batch, seed=seed, progress=tell,
+        BuiltIn(size), design.variants.split(","), blocks=design.blocks, steps_per_block=design.steps, budget_s=design.budget_s, seed=seed,
+        progress=tell,
     )  # fmt: skip
     print(file=sys.stderr)
     return found
@@ -288,44 +363,69 @@ def measure(size: str, design: Design, seed: int) -> Comparison:
 def main() -> None:
     """Runs all sizes and writes the page."""
     gpu = torch.cuda.is_available()
-    plan = usual(gpu=gpu)
+    plan = usual(gpu=gpu, native_bf16="BF16" in instructions())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--size", default="auto", help=f"1M, 10M, 124M, 350M, several with commas; auto is here {','.join(plan.sizes)}"
     )
     parser.add_argument("--variants", help=f"here {plan.variants}")
     parser.add_argument("--blocks", type=int, help=f"of each variant; here {plan.blocks}")
-    parser.add_argument("--steps", type=int, help="a block")
-    parser.add_argument("--budget-s", type=float, help="seconds for all blocks of a size, where --steps is not given")
-    parser.add_argument("--largest-batch", help='also the largest batch that fits: "device", "4GiB" or "no"')
+    parser.add_argument("--steps", type=int, help="a block; without, what fits the seconds")
+    parser.add_argument("--budget-s", type=float, help=f"seconds for all blocks of a size; here {plan.budget_s:g}")
+    parser.add_argument("--largest-batch", help='the memory that the largest batch is sought in: "device", "4GiB" or "no"')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a tiny one, which writes nothing")
     args = parser.parse_args()
     plan = QUICK if args.quick else plan
-    sizes = plan.sizes if args.size == "auto" else tuple(args.size.split(","))
-    memory = (
-        plan.largest_batch if args.largest_batch is None else args.largest_batch != "no" and parse_memory(args.largest_batch)
-    )
-    steps = args.steps or (None if args.budget_s else plan.steps)
+    memory = plan.memory_bytes
+    if args.largest_batch not in {None, "no"}:
+        given = parse_memory(args.largest_batch)
+        memory = None if given is True else int(given)
     design = Design(
-        sizes, args.variants or plan.variants, args.blocks or plan.blocks, steps, args.budget_s or plan.budget_s, memory
+        plan.sizes if args.size == "auto" else tuple(args.size.split(",")),
+        args.variants or plan.variants,
+        args.blocks or plan.blocks,
+        args.steps or plan.steps,
+        args.budget_s or plan.budget_s,
+        memory,
+        seek_largest=plan.seek_largest if args.largest_batch is None else args.largest_batch != "no",
     )
 
     found: dict[str, Comparison] = {}
-    for size in sizes:
+
+    def keep(*, last: bool = False) -> None:
+        """Writes what there is so far; a page that can't be made must not cost the figures."""
+        result: dict[str, Any] = {
+            "sizes": {size: comparison.to_dict() for size, comparison in found.items()},
+            "what_if": {"assumption": "the power stays as measured", "planned_tokens": PLANNED_TOKENS, "mfu": CLAIMED_MFU},
+            "memory_traffic": {"measured": None, "why": NO_TRAFFIC},
+        }
+        try:
+            body = page(found)
+        except Exception:  # whatever a page trips over, hours of measuring are worth more than it
+            body = f"The page could not be made; the figures are in the JSON.\n\n```\n{traceback.format_exc()}```"
+        if args.quick:
+            print(body)
+        else:
+            write("compare_gpt", "What each way to train a GPT costs", body, result, quiet=not last)
+
+    for size in design.sizes:
         found[size] = measure(size, design, args.seed)
+        if not any(result.blocks for result in found[size].results):
+            raise SystemExit("; ".join(f"{result.name}: {result.error}" for result in found[size].results))
+        if not args.quick:
+            keep()
+        pair = option(found[size], "+checkpoint")
+        for result in pair if pair and design.seek_largest and not found[size].interrupted else ():
+            print(f"{size}: the largest batch of {result.name}", file=sys.stderr)
+            one = largest_batch(
+                BuiltIn(size), result.variant, design.memory_bytes, measure=True, seed=args.seed, steps_per_block=1
+            )
+            found[size] = replace(found[size], largest=(*found[size].largest, one))
+            keep()
         if found[size].interrupted:
             break
-    body = page(found)
-    result: dict[str, Any] = {
-        "sizes": {size: comparison.to_dict() for size, comparison in found.items()},
-        "what_if": {"assumption": "the power stays as measured", "planned_tokens": PLANNED_TOKENS, "mfu": CLAIMED_MFU},
-        "gpm_memory_traffic": None,
-    }
-    if args.quick or any(comparison.interrupted for comparison in found.values()):
-        print(body)
-    else:
-        write("compare_gpt", "What each way to train a GPT costs", body, result)
+    keep(last=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from compare_gpt import ON_CPU, ON_GPU, QUICK, page, usual
+import compare_gpt
+import report
+from compare_gpt import EMULATED_BF16, NATIVE_BF16, QUICK, page, usual
 
 from green_torch.experiment import Comparison, parse_variant
 from green_torch.gpt import SIZES
@@ -67,9 +69,76 @@ def test_memory_traffic_is_not_measured():
     """Nothing stands in for a counter that was not read; the speed and memory of flash stand beside it, where flash ran."""
     _, measured, reading = row(told(three()), "flash")
     assert measured.startswith("not measured")
-    assert "1.25 × the speed of bf16" in reading
+    assert "bf16+flash: 1.25 × (1.2" in reading
+    assert "the speed of bf16, told apart" in reading
     base, *_ = three().results
     assert row(told(replace(three(), results=(base,))), "flash")[2] == "flash did not run"
+
+
+def with_option(name: str, times: list[float], **fields: object) -> Comparison:
+    """BF16 with flash attention, and the same with one more option."""
+    return replace(three(), results=(*three().results, result(f"bf16+flash+{name}", times, method=Method.COUNTER, **fields)))
+
+
+@pytest.mark.parametrize(
+    ("flops", "mebibytes", "reading"), [(1.3e11, 100, "holds"), (1.3e11, 300, "does not hold in all of it")]
+)
+def test_checkpointing_is_judged_by_all_that_is_claimed(flops, mebibytes, reading):
+    """MFU falls, HFU rises and memory falls, beside the same variant without it."""
+    found = with_option("checkpoint", [0.5, 0.51, 0.49, 0.5])
+    *others, plain, own = found.results
+    plain, own = (
+        replace(
+            one, blocks=tuple(replace(block, hardware_flops=work, peak_memory_bytes=memory * 2**20) for block in one.blocks)
+        )
+        for one, work, memory in ((plain, 1e11, 200), (own, flops, mebibytes))
+    )
+    _, measured, told_reading = row(told(replace(found, results=(*others, plain, own))), "checkpointing")
+    assert measured.startswith("bf16+flash+checkpoint against bf16+flash: MFU ")
+    assert "200 MiB →" in measured
+    assert told_reading == reading
+    assert row(told(three()), "checkpointing")[1] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("times", "reading"),
+    [([0.2, 0.21, 0.19, 0.2], "holds"), ([0.4, 0.42, 0.38, 0.4], "can't be told apart"), (BASE, "does not hold here")],
+)
+def test_compiling_is_judged_against_the_same_without_it(times, reading):
+    """In their own pairs of blocks, not against FP32."""
+    _, measured, told_reading = row(told(with_option("compile", times)), "compiling")
+    assert measured.startswith("bf16+flash+compile: ")
+    assert told_reading == reading
+
+
+def test_a_cpu_without_bf16_says_so(monkeypatch):
+    """Whether BF16 is the CPU's own or emulated stands above its figures, and decides what is measured."""
+    for own, told_of in (
+        ("AVX512-BF16", "BF16 matmuls of its own (AVX512-BF16)"),
+        ("AVX512", "BF16 is emulated"),
+        ("", "emulated"),
+    ):
+        monkeypatch.setattr(compare_gpt, "instructions", lambda own=own: own)
+        monkeypatch.setattr(compare_gpt.torch.cuda, "is_available", lambda: False)
+        assert told_of in told(three())
+    assert "bf16+flash" in usual(gpu=False, native_bf16=True).variants
+    assert "bf16+flash" not in usual(gpu=False, native_bf16=False).variants
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("fma avx2 avx512f avx512_bf16", "AVX512-BF16"),
+        ("avx512f avx512_bf16 amx_bf16", "AMX-BF16"),
+        ("avx2 avx512f", "AVX512"),
+        ("avx2", ""),
+    ],
+)
+def test_a_cpus_instructions_are_in_its_name(monkeypatch, flags, found):
+    """Virtual machines of one name differ in them, and their results are kept apart."""
+    monkeypatch.setattr(report, "_cpuinfo", lambda: f"model name\t: AMD EPYC\nflags\t\t: fpu {flags} sse\n")
+    assert report.instructions() == found
+    assert report.cpu_name() == "AMD EPYC"
 
 
 def test_energy_at_a_target_mfu_is_a_what_if():
@@ -92,8 +161,8 @@ def test_a_variant_that_failed_stands_with_its_reason():
 
 def test_the_designs_name_what_exists():
     """Sizes and variants of every design are known, on a GPU and on a CPU."""
-    for design in (usual(gpu=True), usual(gpu=False), QUICK):
+    for design in (usual(gpu=True, native_bf16=True), usual(gpu=False, native_bf16=True), QUICK):
         assert set(design.sizes) <= SIZES.keys()
         assert parse_variant(design.variants.split(",")[0]).name == "fp32"
-    for names in (ON_CPU, ON_GPU):
+    for names in (EMULATED_BF16, NATIVE_BF16):
         assert len({parse_variant(name).name for name in names.split(",")}) == 6
