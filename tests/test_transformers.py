@@ -257,9 +257,9 @@ def test_a_callback_may_be_added_late(bench):
     assert [record.energy_j for record in bench.of("eval")] == pytest.approx([90.0], rel=CLOSE)
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_training_that_raises_is_closed_as_failed(bench, error):
-    """The exception comes through, the run is closed as failed at once, no counting mode stays, and the next training is measured."""
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "failed"), (KeyboardInterrupt, "interrupted")])
+def test_a_training_that_raises_is_closed(bench, error, status):
+    """The exception comes through, the run is closed at once as what it is, no counting mode stays, and the next training is measured."""
 
     def act(model):
         if model.training and len(bench.of("train")) == 2:
@@ -270,13 +270,13 @@ def test_a_training_that_raises_is_closed_as_failed(bench, error):
     with pytest.raises(error, match="the user's"):
         trainer.train()
     summary = green.summary()
-    assert (summary.status, summary.last_step) == ("failed", 2)
-    assert any(error.__name__ in warning for warning in summary.warnings)
+    assert (summary.status, summary.last_step) == (status, 2)
+    assert any(error.__name__ in warning for warning in summary.warnings) == (status == "failed")
     assert not _get_current_dispatch_mode_stack()
     trainer.model.act = lambda _model: None
     trainer.train()
     assert green.summary().status == "completed"
-    assert [run.summary.status for run in segments(bench.path) if run.summary] == ["failed", "completed"]
+    assert [run.summary.status for run in segments(bench.path) if run.summary] == [status, "completed"]
 
 
 def test_a_batch_size_that_is_too_large_begins_anew(bench):
