@@ -47,6 +47,7 @@ def write_run(
     seed: int = 0,
     method: Method = Method.COUNTER,
     label: str | None = None,
+    loss_tag: str = "train/loss",
     loss_scale: float = 1.0,
     evaluations: int = 2,
     fail: bool = False,
@@ -76,7 +77,7 @@ def write_run(
             clock.advance(step_s * math.exp(noise.gauss(0, 0.03)))
             tracker.step(tokens=TOKENS)
             loss = loss_scale * (2.0 + 5.0 * math.exp(-step / 25) + noise.gauss(0, 0.05))
-            tracker.writer.add_scalar("train/loss", loss, step)
+            tracker.writer.add_scalar(loss_tag, loss, step)
             if evaluations and (step + 1) % max(1, n_steps // evaluations) == 0:
                 with tracker.phase("eval"):
                     clock.advance(4 * step_s)

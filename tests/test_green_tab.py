@@ -559,8 +559,11 @@ def test_loss_against_energy(tab: Tab, sinks: dict[str, MemorySink]) -> None:
 def test_the_loss_tag_is_the_users_choice(tab: Tab, log_dir: Path) -> None:
     """Every scalar that is not ours can be picked, and the choice is in the address and in the table."""
     tab.open("#loss option[value='train/loss']", view="frontier")
-    assert tab.frame.evaluate("[...document.querySelectorAll('#loss option')].map(e => e.value)") == ["train/loss"]
-    assert tab.frame.evaluate("document.getElementById('loss').value") == "train/loss"
+    assert tab.frame.evaluate("[...document.querySelectorAll('#loss option')].map(e => e.value)") == ["", "train/loss"]
+    assert tab.texts("#loss option")[0] == "each run's own"
+    assert tab.frame.evaluate("document.getElementById('loss').value") == ""
+    tab.frame.get_by_label("Loss", exact=True).select_option("train/loss")
+    assert "loss=train%2Floss" in tab.page.url
 
 
 def test_phases_and_waste(tab: Tab, sinks: dict[str, MemorySink]) -> None:
@@ -827,19 +830,22 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
     write_damage(folder / "broken")
     for name, content in DAMAGED.items():
         write_snapshot(folder / name, content)
+    for number, tag in enumerate(LOSS_TAGS):
+        write_run(folder / f"by {tag.replace('/', ' ')}", loss_tag=tag, seed=number, n_steps=10)
     _, told = compared(10, loss={"bf16": 3.1})
     for name in ("fp32", "bf16"):
         write_run(folder / name, n_steps=40, comparison=told[name])
     time.sleep(max(0.0, began + 1.1 - time.monotonic()))  # an event file is named by its second
     write_records(folder / "resumed", second, records_of(range(7, 11), later_ns=2 * 10**12))
     with tensorboard(folder, "--reload_multifile=true", "--path_prefix=/deep/board", prefix="/deep/board") as address:
-        wait_for_runs(address, len(HOSTILE) + len(DAMAGED) + 6, ended=False)
+        wait_for_runs(address, len(HOSTILE) + len(DAMAGED) + len(LOSS_TAGS) + 6, ended=False)
         context = browser.new_context(viewport={"width": 1600, "height": 1000})
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         yield Tab(context.new_page(), address)
         context.close()
 
 
+LOSS_TAGS = ("loss", "train_loss", "my/objective_loss", "train/loss")
 NAMED = "<img src=x onerror=alert(1)>&\"'"
 
 
@@ -960,6 +966,32 @@ def test_what_cannot_be_read_is_told_and_breaks_nothing(odd: Tab) -> None:
         odd.open(".view > *", view=view, runs="job,odd%20shapes")
     odd.open(".lines svg .line", view="timeline", focus="job", runs="job,odd%20shapes")
     assert [text for text in odd.complaints if "Three.js" not in text and "/font-roboto/" not in text] == []
+
+
+def test_each_run_has_its_own_loss_tag(odd: Tab) -> None:
+    """Runs that name their loss differently each show it, named; tags that are no loss come last in the menu."""
+    names = {f"by {tag.replace('/', ' ')}": tag for tag in LOSS_TAGS}
+    odd.open(runs=",".join(map(quote, names)))
+    odd.wait_until("document.querySelectorAll('.comparison td.col-loss small').length === 4")
+    for name, tag in names.items():
+        assert re.match(r"\d\.\d+\n+.*" + re.escape(tag), odd.row(name)["loss"])
+    odd.open("[aria-label='Cost of a loss'] tbody tr:nth-child(4)", view="frontier", runs=",".join(map(quote, names)))
+    assert odd.texts("#loss option") == ["each run's own", *sorted(LOSS_TAGS)]
+    assert "Each run by its own of loss, " in odd.texts("[aria-label='Views'] ~ *, main")[-1]
+    lines = [["val/loss", "loss", "accuracy", "train/loss"], ["lr", "my/loss_b"], ["lr"]]
+    assert odd.run_js("return x.map(data.likelyLoss);", lines) == ["train/loss", "my/loss_b", ""]
+    assert odd.run_js("return data.lossesFirst(x);", ["a", "loss", "val/Loss", "b"]) == ["loss", "val/Loss", "a", "b"]
+
+
+def test_many_that_cannot_be_compared_are_one_line(odd: Tab) -> None:
+    """Two have a card each; three are a line that unfolds to their cards, and the others' cards stand before it."""
+    odd.open(".findings > .card.refused", runs=",".join(map(quote, ("by loss", "by train_loss", "job"))), base="job")
+    assert len(odd.texts(".findings > .card.refused")) == 2
+    odd.open(".refusals", runs=",".join(map(quote, ("by loss", "by train_loss", "fp32", "job"))), base="job")
+    assert re.match(r"3 runs can't be compared with bf16", odd.texts(".refusals summary")[0])
+    assert odd.frame.get_by_text("can't be compared with").locator("visible=true").count() == 1
+    odd.frame.locator(".refusals summary").click()
+    assert len([text for text in odd.texts(".refusals .card") if "can't be compared with" in text]) == 3
 
 
 def test_loss_of_the_run_above_is_found(odd: Tab) -> None:

@@ -1,7 +1,7 @@
 // The page: its state, what is asked of the server, the list of runs, and the view that is open.
 
 import * as compare from "./compare.js";
-import { LAST_LOSSES, askRuns, askScalars, askTags, finalLoss, inGroups, likelyLoss, lossHomes, pointsOf, statusOf } from "./data.js";
+import { LAST_LOSSES, askRuns, askScalars, askTags, finalLoss, inGroups, likelyLoss, lossHomes, lossesFirst, pointsOf, statusOf } from "./data.js";
 import { fill, h, named } from "./dom.js";
 import { integer } from "./format.js";
 import * as frontier from "./frontier.js";
@@ -35,6 +35,7 @@ let nRuns = 0;
 let phase = "loading"; // loading | ready | failed
 let failure = "";
 let lossTags = [];
+let ownLoss = new Map(); // by run: the tag that is most likely its loss
 let tagsReady = false;
 let losses = new Map();
 let lossesReady = false;
@@ -114,13 +115,21 @@ async function loadLosses() {
   try {
     const found = await askTags(homes.length > LONG_ADDRESS ? [] : homes);
     if (mine !== lossAsked) return;
-    lossTags = [...new Set(homes.flatMap((home) => found[home] ?? []))].filter((tag) => !/^green(_detail)?\//.test(tag)).sort();
+    const tagsOf = (home) => (found[home] ?? []).filter((tag) => !/^green(_detail)?\//.test(tag));
+    lossTags = lossesFirst(new Set(homes.flatMap(tagsOf)));
+    ownLoss = new Map(chosen().map((run) => [run.id, likelyLoss(lossHomes(run).flatMap(tagsOf))]));
     tagsReady = true;
-    const tag = lossTag();
-    const groups = tag ? inGroups(homes.filter((home) => found[home]?.includes(tag))) : [];
-    const last = Object.assign({}, ...await Promise.all(groups.map((group) => askScalars(group, [tag], pointsOf(homes.length), LAST_LOSSES))));
+    const last = new Map(); // by home and tag
+    await Promise.all([...new Set(chosen().map(lossOf))].filter(Boolean).flatMap((tag) => {
+      const wanted = new Set(chosen().filter((run) => lossOf(run) === tag).flatMap(lossHomes));
+      return inGroups([...wanted].filter((home) => found[home]?.includes(tag))).map(async (group) => {
+        const curves = await askScalars(group, [tag], pointsOf(homes.length), LAST_LOSSES);
+        for (const home of group) last.set(`${home}\n${tag}`, finalLoss(curves[home]?.[tag]));
+      });
+    }));
     if (mine !== lossAsked) return;
-    losses = new Map(chosen().map((run) => [run.id, lossHomes(run).map((home) => finalLoss(last[home]?.[tag])).find(Boolean) ?? null]));
+    const finalOf = (run, tag) => lossHomes(run).map((home) => last.get(`${home}\n${tag}`)).find(Boolean);
+    losses = new Map(chosen().map((run) => [run.id, finalOf(run, lossOf(run)) ? { ...finalOf(run, lossOf(run)), tag: lossOf(run) } : null]));
     lossesReady = true;
   } catch {
     [tagsReady, lossesReady] = [true, true];
@@ -128,7 +137,9 @@ async function loadLosses() {
   showView();
 }
 
-const lossTag = () => (state.loss && (lossTags.includes(state.loss) || !tagsReady) ? state.loss : likelyLoss(lossTags)) || "";
+/** The tag that was chosen for all runs; "" where each goes by its own. */
+const lossTag = () => (state.loss && (lossTags.includes(state.loss) || !tagsReady) ? state.loss : "");
+const lossOf = (run) => lossTag() || ownLoss.get(run.id) || "";
 
 /** Without a choice: the runs that were heard of last. */
 function chosen() {
@@ -148,9 +159,10 @@ function baseOf(list) {
 
 function context() {
   const list = chosen();
-  const tag = lossTag();
   return {
-    state, runs, chosen: list, nCompared: Math.max(1, list.length - 1), base: baseOf(list), lossTags, lossTag: tag, losses, tagsReady, lossesReady, set,
+    state, runs, chosen: list, nCompared: Math.max(1, list.length - 1), base: baseOf(list), lossTags, lossTag: lossTag(), lossOf, losses,
+    usedLosses: [...new Set(list.map(lossOf))].filter(Boolean),
+    ownLosses: list.some((run) => ownLoss.get(run.id)), tagsReady, lossesReady, set,
     color,
     dash: (run) => DASHES[Math.floor(run.index / COLORS) % DASHES.length],
     scalars: series,

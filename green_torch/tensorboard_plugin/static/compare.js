@@ -14,6 +14,7 @@ const METHODS = {
   "": ["no meter", "nothing measures energy here"],
 };
 const CARDS = 4;
+const REFUSED = 2; // cards of what can't be compared; more are folded away
 const MANY = 24; // rows: more are drawn before the rest
 
 export const methodBadge = (method, more = "") => {
@@ -39,6 +40,7 @@ export function mount(root) {
   const sources = h("section", { class: "panel", "aria-label": "Where the numbers come from" });
   root.append(findings, comparison, charts, sources);
   let asked = 0;
+  const refusals = { open: false };
   return {
     async update(ctx) {
       asked += 1;
@@ -52,7 +54,7 @@ export function mount(root) {
       const ordered = sorted(rows, columns, ctx.state.sort);
       const drawn = await inTurns(ordered, (row) => rowOf(ctx, row, columns), wanted);
       if (!drawn) return;
-      fill(findings, findingCards(ctx, rows, unit));
+      fill(findings, findingCards(ctx, rows, unit, refusals));
       fill(comparison, tableOf(ctx, rows, ordered, columns, drawn));
       if (rows.length > MANY) await turn();
       if (!wanted()) return;
@@ -87,24 +89,36 @@ function figuresOf(ctx, run, unit) {
   };
 }
 
-function findingCards(ctx, rows, unit) {
-  const others = rows.filter((row) => !row.isBase);
+/** `refusals`: whether those that can't be compared are unfolded, kept from one drawing to the next. */
+function findingCards(ctx, rows, unit, refusals) {
+  const others = rows.filter((row) => !row.isBase).sort((a, b) => worth(a) - worth(b));
   if (!others.length) {
     const [{ run, energy, grams }] = rows;
     return h("div", { class: "card", style: { "--c": ctx.color(run) } },
       h("p", { class: "claim" }, named(run.told), ` used ${f.wattHours(run.totalJ)}, ${f.grams(grams)}${energy === null ? "" : `, ${f.si(energy, "J")} a ${unit}`}.`),
       h("p", { class: "detail" }, ctx.runs.length > 1 ? "Tick a second run at the left to compare." : "Log a second run beside it to compare: another precision, kernel or batch size."));
   }
+  const refused = others.filter((row) => worth(row) === NEVER);
+  const folded = refused.length > REFUSED ? refused : [];
+  const shown = others.slice(0, others.length - folded.length);
+  const cards = (list) => [
+    list.slice(0, CARDS).map((row) => card(ctx, row)),
+    list.length > CARDS ? h("p", { class: "more" }, `and ${list.length - CARDS} more in the table`) : null,
+  ];
   return [
-    [...others].sort((a, b) => worth(a) - worth(b)).slice(0, CARDS).map((row) => card(ctx, row)),
-    others.length > CARDS ? h("p", { class: "more" }, `and ${others.length - CARDS} more in the table`) : null,
+    cards(shown),
+    folded.length ? h("details", { class: "refusals", open: refusals.open, ontoggle: (event) => (refusals.open = event.target.open) },
+      h("summary", { "data-key": "refusals" }, `${f.integer(folded.length)} runs can't be compared with `, named(ctx.base.told)),
+      h("div", { class: "findings" }, cards(folded))) : null,
   ];
 }
+
+const NEVER = 4e9;
 
 /** The best first: what saves most, then what costs more, what can't be told apart, and what can't be compared. */
 function worth({ dEnergy, dTime }) {
   const main = dEnergy.refused || dEnergy.modelled ? dTime : dEnergy;
-  if (main.refused) return 4e9;
+  if (main.refused) return NEVER;
   if (!main.distinguishable) return 3e9;
   return main.estimate < 0 ? main.estimate : Math.min(2e9, main.estimate);
 }
@@ -157,7 +171,7 @@ function columnsOf(ctx, rows, unit) {
     { key: "memory", title: "Memory", hint: "the most in use at once: the accelerator's, else the process's; of several ranks, rank zero's", sort: (row) => row.memory, text: (row) => f.bytes(row.memory), csv: "peak_memory_bytes", raw: (row) => row.memory },
     { key: "kwh", title: "Energy", hint: "the whole run, all phases, IT energy", sort: (row) => row.kwh, text: (row) => f.wattHours(row.run.totalJ), folded: (row) => f.grams(row.grams), csv: "energy_kwh", raw: (row) => row.kwh },
     { key: "grams", title: "Emissions", hint: "IT energy × PUE × grid intensity, and the embodied share where the run has one", sort: (row) => row.grams, text: (row) => f.grams(row.grams), csv: "emissions_g", raw: (row) => row.grams },
-    { key: "loss", title: "Final loss", hint: ctx.lossTag ? `${f.short(ctx.lossTag, 60)}: the mean over the last ${f.percent(LAST_LOSSES, 1)} of the points that TensorBoard keeps (at least one); below, its 95 % interval by their scatter` : "choose the tag under Loss vs energy", sort: (row) => row.loss?.mean ?? null, text: (row) => (ctx.lossTag && !ctx.lossesReady ? "…" : f.plain(row.loss?.mean)), sub: (row) => (f.known(row.loss?.lo) ? f.span((value) => f.plain(value, 3), row.loss.lo, row.loss.hi) : null), csv: "final_loss", raw: (row) => row.loss?.mean ?? null, ends: (row) => row.loss && { ...row.loss, note: `mean of ${row.loss.n} points from step ${row.loss.from}` } },
+    { key: "loss", title: "Final loss", hint: ctx.usedLosses.length ? `${f.short(ctx.usedLosses.join(", "), 120)}: the mean over the last ${f.percent(LAST_LOSSES, 1)} of the points that TensorBoard keeps (at least one); below, its 95 % interval by their scatter` : "choose the tag under Loss vs energy", sort: (row) => row.loss?.mean ?? null, text: (row) => (!ctx.lossesReady ? "…" : f.plain(row.loss?.mean)), sub: (row) => [f.known(row.loss?.lo) ? f.span((value) => f.plain(value, 3), row.loss.lo, row.loss.hi) : "", row.loss && ctx.usedLosses.length > 1 ? f.short(row.loss.tag, 30) : ""].filter(Boolean).join(" · ") || null, csv: "final_loss", raw: (row) => row.loss?.mean ?? null, ends: (row) => row.loss && { ...row.loss, note: `${row.loss.tag}: mean of ${row.loss.n} points from step ${row.loss.from}` } },
   ];
 }
 

@@ -448,19 +448,20 @@ function gainOf(base, together) {
 
 /**
  * Why a run is not the same training as the baseline, as far as the losses tell; empty where it is. Of one comparison by its blocks (both
- * saw the same batches; over the later half, as Comparison.departure), else by the final losses of both ({mean, lo, hi}): these must be
+ * saw the same batches; over the later half, as Comparison.departure), else by the final losses of both ({mean, lo, hi, tag}): these must be
  * further apart than their scatter, too.
  */
 export function departure(base, run, loss = null) {
   const together = pairs(base, run);
   const percent = (tolerance) => `more than ${Number((100 * tolerance).toPrecision(2))} % apart`;
   const apart = (a, b, tolerance) => known(a) && known(b) && Math.abs(b - a) > tolerance * Math.abs(a);
-  const told = (a, b, tolerance) => `not the same training: loss ${plain(b)} against ${plain(a)}, ${percent(tolerance)}`;
+  const told = (a, b, tolerance, tags = "") => `not the same training: loss ${plain(b)} against ${plain(a)}, ${percent(tolerance)}${tags}`;
   if (!together.length) {
     const [own, theirs] = [loss?.base, loss?.run];
     if (!own || !theirs || !apart(own.mean, theirs.mean, SAME_LOSS)) return "";
     const overlap = known(own.lo) && known(theirs.lo) && own.lo <= theirs.hi && theirs.lo <= own.hi;
-    return overlap ? "" : told(own.mean, theirs.mean, SAME_LOSS);
+    const tags = own.tag === theirs.tag ? "" : `, by ${short(theirs.tag, 60)} and ${short(own.tag, 60)}`;
+    return overlap ? "" : told(own.mean, theirs.mean, SAME_LOSS, tags);
   }
   const last = together.at(-1);
   if (last[0].tokens !== last[1].tokens || last[0].samples !== last[1].samples) return "not the same training: the batch size differs";
@@ -503,12 +504,15 @@ export function lossHomes(run) {
 
 /** Of these tags the one that is most likely the training loss; "" where none says so. */
 export function likelyLoss(tags) {
-  const asked = ["train_loss", "train/loss", "loss/train", "training_loss", "loss", "Loss/train", "train_loss_step"];
+  const asked = ["train_loss", "train/loss", "loss", "loss/train", "training_loss", "Loss/train", "train_loss_step"];
   const found = asked.find((tag) => tags.includes(tag));
   if (found) return found;
   const alike = tags.filter((tag) => /loss/i.test(tag) && !/^green/.test(tag));
   return alike.sort((a, b) => /val|test|eval/i.test(a) - /val|test|eval/i.test(b) || a.length - b.length)[0] ?? "";
 }
+
+/** The tags of curves to choose a loss from, those named like one first. */
+export const lossesFirst = (tags) => [...tags].sort((a, b) => /loss/i.test(b) - /loss/i.test(a) || (a < b ? -1 : 1));
 
 /**
  * A run's final loss: the mean of its last points with its interval, of how many it is, and the step of the first; null where there is none.

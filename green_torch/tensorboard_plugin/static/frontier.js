@@ -13,7 +13,7 @@ const AXES = {
 
 export function mount(root) {
   let latest = null;
-  const tagPick = h("select", { id: "loss", "data-key": "loss", onchange: (event) => latest.set({ loss: event.target.value, target: null }) });
+  const tagPick = h("select", { id: "loss", "data-key": "loss", onchange: (event) => latest.set({ loss: event.target.value || null, target: null }) });
   const axis = (value, word) => h("button", { type: "button", class: "segment", "data-key": `cumulative ${value}`, onclick: () => latest.set({ cumulative: value, zoom: null }) }, word);
   const kwh = axis("kwh", "energy");
   const grams = axis("grams", "emissions");
@@ -28,15 +28,15 @@ export function mount(root) {
   return {
     async update(ctx) {
       latest = ctx;
-      tagPick.replaceChildren(...(ctx.lossTags.length ? [] : [h("option", { value: "" }, ctx.tagsReady ? "no scalars" : "reading…")]), ...(ctx.lossTags.length && !ctx.lossTag ? [h("option", { value: "" }, "choose a tag")] : []), ...ctx.lossTags.map((tag) => h("option", { value: tag }, f.short(tag, 60))));
-      tagPick.value = ctx.lossTag ?? "";
+      tagPick.replaceChildren(h("option", { value: "" }, !ctx.tagsReady ? "reading…" : !ctx.lossTags.length ? "no scalars" : ctx.ownLosses ? "each run's own" : "choose a tag"), ...ctx.lossTags.map((tag) => h("option", { value: tag }, f.short(tag, 60))));
+      tagPick.value = ctx.lossTag;
       kwh.setAttribute("aria-pressed", String(ctx.state.cumulative === "kwh"));
       grams.setAttribute("aria-pressed", String(ctx.state.cumulative === "grams"));
       if (document.activeElement !== smooth) smooth.value = ctx.state.smooth;
       all.disabled = !ctx.state.zoom;
       asked += 1;
       const mine = asked;
-      if (!ctx.lossTag) {
+      if (!ctx.usedLosses.length) {
         fill(body, !ctx.tagsReady ? h("p", { class: "loading" }, "Reading the runs' tags…") : h("div", { class: "empty" }, h("h2", {}, "Which tag is the loss?"), h("p", {}, ctx.lossTags.length ? "None of the scalars of these runs is named like one: choose it above." : "These runs have logged no loss. Log it beside: tracker.writer.add_scalar(\"loss\", loss, step), or let your trainer's logger do it.")));
         return;
       }
@@ -44,7 +44,7 @@ export function mount(root) {
       if (!body.childElementCount) fill(body, progress);
       try {
         const homes = [...new Set(ctx.chosen.flatMap(lossHomes))];
-        const found = await ctx.scalars(homes, [AXES[ctx.state.cumulative].tag, ctx.lossTag], (n) => (progress.textContent = `Reading the runs' curves: ${n} of ${homes.length}…`));
+        const found = await ctx.scalars(homes, [AXES[ctx.state.cumulative].tag, ...ctx.usedLosses], (n) => (progress.textContent = `Reading the runs' curves: ${n} of ${homes.length}…`));
         const curves = await inTurns(ctx.chosen, (run) => curveOf(ctx, run, found), () => mine === asked && body.isConnected);
         if (curves && mine === asked) fill(body, charts(ctx, curves));
       } catch (error) {
@@ -57,7 +57,7 @@ export function mount(root) {
 /** [[watt-hours or grams so far, loss], …] of a run. Both series are thinned by TensorBoard, so the cumulative one is read between its steps. */
 function curveOf(ctx, run, found) {
   const { tag, scale } = AXES[ctx.state.cumulative];
-  const loss = lossHomes(run).map((home) => found.get(home)[ctx.lossTag]).find(Boolean);
+  const loss = lossHomes(run).map((home) => found.get(home)[ctx.lossOf(run)]).find(Boolean);
   const used = found.get(run.id)[tag];
   if (!loss || !used?.step.length) return { run, raw: [], points: [] };
   const steps = [];
@@ -99,7 +99,7 @@ function charts(ctx, curves) {
   const { word, format } = AXES[ctx.state.cumulative];
   const found = curves.filter((curve) => curve.points.length);
   const without = curves.filter((curve) => !curve.points.length);
-  if (!found.length) return h("div", { class: "empty" }, h("h2", {}, "Nothing to draw yet"), h("p", {}, `No chosen run has both ${f.short(ctx.lossTag, 60)} and cumulative ${word}.`));
+  if (!found.length) return h("div", { class: "empty" }, h("h2", {}, "Nothing to draw yet"), h("p", {}, `No chosen run has both ${f.short(ctx.usedLosses.join(" or "), 120)} and cumulative ${word}.`));
   const series = found.flatMap(({ run, raw, points }) => [
     ...(ctx.state.smooth > 0 && found.length <= 12 ? [{ name: run.told, color: ctx.color(run), points: raw, faint: true }] : []),
     { name: run.told, color: ctx.color(run), dash: ctx.dash(run), points },
@@ -113,7 +113,7 @@ function charts(ctx, curves) {
   return [
     h("section", { class: "panel" }, h("h2", {}, `Loss against cumulative ${word}`), legend(series.filter((one) => !one.faint).slice(0, 24)),
       lines({ label: `Loss against cumulative ${word}`, series, xFormat: format, yFormat: f.tick, xLabel: `cumulative ${word}`, xFromZero: true, view: ctx.state.zoom, onView: (view) => ctx.set({ zoom: view }), height: 340, marks: [{ y: target }, ...reached.filter(({ at }) => at !== null).map(({ run, at }) => ({ x: at, y: target, color: ctx.color(run) }))] }),
-      h("p", { class: "note" }, `${f.short(ctx.lossTag, 60)}; further down and to the left is better. Energy of the whole run, evaluation and saving included.${thinned ? ` Of so many runs, each curve is drawn by ${thinned} of its points.` : ""}`),
+      h("p", { class: "note" }, `${ctx.usedLosses.length > 1 ? "Each run by its own of " : ""}${f.short(ctx.usedLosses.join(", "), 120)}; further down and to the left is better. Energy of the whole run, evaluation and saving included.${thinned ? ` Of so many runs, each curve is drawn by ${thinned} of its points.` : ""}`),
       without.length ? h("p", { class: "note" }, `Without both curves: ${without.slice(0, 8).map(({ run }) => f.short(run.told, 40)).join(", ")}${without.length > 8 ? ` and ${without.length - 8} more` : ""}.`) : null),
     h("section", { class: "panel holds-table", "aria-label": "Cost of a loss" },
       h("div", { class: "bar" }, h("h2", {}, "To reach a loss of"), slider),
