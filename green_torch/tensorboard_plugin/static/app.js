@@ -133,6 +133,7 @@ async function loadLosses() {
     lossesReady = true;
   } catch {
     [tagsReady, lossesReady] = [true, true];
+    losses = new Map(chosen().map((run) => [run.id, losses.get(run.id) ?? null]));
   }
   showView();
 }
