@@ -13,7 +13,7 @@ from rich.console import Console
 
 from green_torch.cli import comparison as page_of
 from green_torch.cli import main
-from green_torch.cli.compare import BuiltIn, parse_budget, parse_memory, parse_plan, parse_share
+from green_torch.cli.compare import BuiltIn, Found, parse_budget, parse_memory, parse_plan, parse_share, show
 from green_torch.cli.comparison import Plan
 from green_torch.errors import ArgumentError, UnknownRegionError
 from green_torch.experiment import Block, Comparison, VariantResult, parse_variant
@@ -328,6 +328,22 @@ def test_an_interrupted_comparison_shows_its_blocks() -> None:
     text = page(replace(compared(FAST), interrupted=True))
     assert "Interrupted" in text
     assert "bf16 is faster here" in text
+
+
+def test_interrupted_before_the_first_block_is_one_line(tmp_path: Path) -> None:
+    """Ctrl-C before anything was measured says just that, and names no directory."""
+    nothing = Comparison(tuple(VariantResult(parse_variant(name), error="ended") for name in ("fp32", "bf16")), 0, 0.95, 0.02)
+    text = printed(100, lambda out: show(Found(replace(nothing, interrupted=True), None, tmp_path, 0), out))
+    assert text.strip() == "Interrupted before anything was measured."
+
+
+def test_what_is_too_noisy_is_not_projected() -> None:
+    """Blocks that differ by factors give no projection, but the words and what to do."""
+    noisy = [1.0, 20.0, 0.5, 9.0]
+    text = page(replace(compared(FAST), results=(result("fp32", noisy), result("bf16", noisy[::-1]))))
+    assert text.count("too noisy to project") >= 3
+    assert "a machine that does nothing else" in " ".join(text.split())
+    assert "too noisy" not in page(compared(FAST))
 
 
 # ── several variants ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -90,7 +90,9 @@ def _compare(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps a block. Without it: what fits in the budget.")] = None,
     until: Annotated[str | None, typer.Option(help='Go on until every interval is this narrow: "1%" for ±1 %.')] = None,
-    budget: Annotated[str | None, typer.Option(help='Time or energy for the blocks: "90s", "5m", "20kJ", "0.05kWh".')] = None,
+    budget: Annotated[
+        str | None, typer.Option(help='Time or energy for the blocks, starting up not in it: "90s", "5m", "20kJ", "0.05kWh".')
+    ] = None,
     largest_batch: Annotated[
         str | None,
         typer.Option(help='Also find the largest batch of each variant that fits, and measure there: "device", or in "8GiB".'),

@@ -279,6 +279,7 @@ def measure(
     free = _free(log_dir, variants)
     if free != log_dir:
         console.print(f"{log_dir} holds earlier runs: these go to {free}", highlight=False, markup=False)
+    told: set[tuple[str, str, int]] = set()  # without a terminal there is no bar, so a line each
     with _bar(console) as bar:
         task = bar.add_task("loading torch", total=None)
 
@@ -286,6 +287,9 @@ def measure(
             stage = "loading torch" if at.stage == "starting" else f"{at.stage} {at.variant}"
             width = "" if at.half_width is None else f", ±{100 * at.half_width:.2g} % so far"
             ahead = _AHEAD.get(at.stage, _AHEAD["measuring"])
+            if not console.is_terminal and (at.stage, at.variant, at.done) not in told:
+                told.add((at.stage, at.variant, at.done))
+                console.print(f"{stage}{width}, {at.done} of {at.total} blocks done", highlight=False, markup=False)
             bar.update(task, description=f"{stage}{width}", completed=ahead + at.done, total=_AHEAD["measuring"] + at.total)
 
         found = experiment.compare(build, variants, seed=seed, log_dir=free, region=region, progress=tell, **options)
@@ -321,7 +325,7 @@ def show(found: Found, console: Console) -> None:
     """Prints the finding."""
     for part in comparison_parts(found.comparison, found.plan):
         console.print(part)
-    if found.log_dir is not None:
+    if found.log_dir is not None and any(result.blocks for result in found.comparison.results):
         console.print()
         console.print(Text.assemble("See every step: ", (found.command, "bold")), soft_wrap=True)
 

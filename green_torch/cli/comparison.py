@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 Compared = Comparison | RecordedComparison
 
 _NEXT_LINE = "\n"
+_NOISY = 3.0  # a projection that may be so many times larger or smaller is none
+_TOO_NOISY = "too noisy to project"
 _AS_RATIO = 1.0  # a difference beyond +100 % reads better as a ratio
 _STOPPED = {
     "until": "Every interval was narrow enough",
@@ -140,6 +142,8 @@ def findings(comparison: Compared) -> list[str]:
     lines = []
     base = comparison.baseline
     if isinstance(comparison, Comparison) and comparison.interrupted:
+        if not any(result.blocks for result in comparison.results):
+            return ["Interrupted before anything was measured."]
         lines.append("Interrupted: what follows rests on the blocks measured until then.")
     lines += [f"{result.name} ended early: {result.error}" for result in comparison.results if result.error]
     if not base.blocks:
@@ -365,9 +369,19 @@ def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Pla
     yield Text()
     yield Text(f"A planned run of {count(amount)} {unit} on this device:", style="bold")
     yield planned(comparison, ran, plan)
+    projected = (plan.project(result, comparison.confidence) for result in ran)
+    if any(_noisy(found.duration_h) for found in projected if found is not None):
+        yield Text(
+            f"{_TOO_NOISY}: the blocks differ by more than a factor of {_NOISY:g}. Measure on a machine that does nothing else, or more "
+            "blocks (--blocks, --until).",
+            style="yellow",
+        )
     modelled = "; energy and emissions follow from time, since power was modelled" if comparison.headline == "time" else ""
     interval = f"{100 * comparison.confidence:g} % intervals"
-    yield Text(f"Projected from the steps above to this device, this model, this grid; {interval}{modelled}.", style="dim")
+    yield Text(
+        f"Projected from the geometric mean of the blocks above, in which one that was disturbed weighs little, to this device, this model, this grid; {interval}{modelled}.",
+        style="dim",
+    )
     if plan.elsewhere:
         yield Text()
         yield Text("The same joules on other grids (operational emissions, yearly means):", style="bold")
@@ -450,14 +464,23 @@ def saved(figure: Range | None, judged: Difference | None, show: Callable[[float
     if not judged.distinguishable and judged.lo is not None:
         return "can't be told apart"
     if figure.value >= 0:
-        return f"saves {ranged(figure, show)}"
+        return f"saves {bounded(figure.value, figure.lo, figure.hi, show, between=_NEXT_LINE)}"
     lo, hi = (None, None) if figure.lo is None or figure.hi is None else (-figure.hi, -figure.lo)
     return f"costs {bounded(-figure.value, lo, hi, show, between=_NEXT_LINE)}"
 
 
 def ranged(figure: Range | None, show: Callable[[float], str]) -> str:
-    """A figure, its low and high on the next line."""
+    """A figure, its low and high on the next line; in words where these say that nobody knows."""
+    if figure is not None and _noisy(figure):
+        return _TOO_NOISY
     return UNKNOWN if figure is None else bounded(figure.value, figure.lo, figure.hi, show, between=_NEXT_LINE)
+
+
+def _noisy(figure: Range | None) -> bool:
+    """Whether a figure is not known within a factor worth printing."""
+    if figure is None or figure.lo is None or figure.hi is None or figure.value <= 0:
+        return False
+    return figure.hi > _NOISY * figure.value or figure.lo < figure.value / _NOISY
 
 
 def _change(relative: float) -> str:
