@@ -551,7 +551,7 @@ def test_nothing_left_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Where every variant fails the reasons are told."""
     (tmp_path / "broken.py").write_text('def build(variant):\n    raise RuntimeError(f"{variant.name} is broken")\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["compare", "broken:build", "--variants", "fp32", "--blocks", "1", "--steps", "1"])
     assert ended.value.code == 1

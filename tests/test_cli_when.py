@@ -298,13 +298,14 @@ def waited_h(monkeypatch, provider, job: when.Job) -> float:
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(passed[0] * NS_PER_S))
     monkeypatch.setenv("GREEN_TORCH_DEFERRAL", "")
 
-    def become(program, command):
+    def become(program, command, environment):
+        monkeypatch.setenv("GREEN_TORCH_DEFERRAL", environment["GREEN_TORCH_DEFERRAL"])
         raise Waited
 
     def sleep(duration_s):
         passed[0] += duration_s
 
-    monkeypatch.setattr(os, "execv", become)
+    monkeypatch.setattr(os, "execve", become)
     with pytest.raises(Waited):
         when.wait({"XX": provider}, job, [sys.executable], START_NS, sleep=sleep)
     return passed[0] / 3600
@@ -381,11 +382,11 @@ def test_a_clock_that_is_set_forward_ends_the_wait(monkeypatch, trace):
     monkeypatch.setattr(time, "time_ns", lambda: int(wall[0] * NS_PER_S))
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(steady[0] * NS_PER_S))
 
-    def become(program, command):
+    def become(program, command, _environment):
         ran.append(command)
         raise SystemExit(0)
 
-    monkeypatch.setattr(os, "execv", become)
+    monkeypatch.setattr(os, "execve", become)
 
     def sleep(duration_s):
         slept.append(duration_s)

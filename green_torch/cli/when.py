@@ -512,12 +512,13 @@ def wait(
     waiting = _Waiting(grids, job, clock.now_ns())
     while (until_ns := waiting.until(clock.now_ns())) is not None:
         _pass(clock, until_ns, sleep)
+    environment = dict(os.environ)
     if waiting.put_off is not None:
         ended = replace(waiting.put_off, resume_unix_ns=clock.now_ns() + s_to_ns(job.queue_delay_s))
-        os.environ[DEFERRAL] = handed(shifted(ended, time.time_ns() - clock.now_ns()))
+        environment[DEFERRAL] = handed(shifted(ended, time.time_ns() - clock.now_ns()))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(program, list(command))  # noqa: S606 - the user's own command, no shell
+    os.execve(program, list(command), environment)  # noqa: S606 - the user's own command, no shell
 
 
 class _Waiting:
