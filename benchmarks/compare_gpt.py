@@ -21,7 +21,7 @@ from report import instructions, table, write
 from green_torch.cli.compare import BuiltIn, parse_memory
 from green_torch.cli.comparison import difference
 from green_torch.cli.console import bounded, count, joules, mebibytes, percent, rounded
-from green_torch.experiment import Comparison, Progress, VariantResult, compare, largest_batch
+from green_torch.experiment import Comparison, Progress, VariantResult, compare, largest_batch, parse_variant
 from green_torch.units import kwh, si
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Design:
     steps: int | None
     budget_s: float | None
     memory_bytes: int | None
+    batch_size: int | None = None  # the workload's own where none is given
     seek_largest: bool = True
 
 
@@ -54,7 +55,9 @@ def usual(*, gpu: bool, native_bf16: bool) -> Design:
     """What a device can do in about ten minutes."""
     if gpu:
         return Design(("124M", "350M"), NATIVE_BF16, 12, None, 180.0, None)
-    return Design(("10M",), NATIVE_BF16 if native_bf16 else EMULATED_BF16, 16, None, 300.0, 2**30)
+    if native_bf16:  # 1,024 tokens a step: of the usual 256, casting the weights would take a large share
+        return Design(("10M",), NATIVE_BF16, 16, None, 300.0, 2**30, batch_size=4)
+    return Design(("10M",), EMULATED_BF16, 16, None, 300.0, 2**30)
 
 
 QUICK = Design(("1M",), "fp32,fp32+flash", 2, 1, None, None, seek_largest=False)
@@ -116,7 +119,8 @@ def notes(comparison: Comparison) -> str:
     lines = [
         *bf16_here(comparison),
         (f"Energy: {methods}. Intervals: {comparison.confidence:.0%}, for all {comparison.n_compared} together; "
-        f"{len(base.blocks)} rounds of blocks of {comparison.steps_per_block} steps, {base.threads} CPU threads a worker."),
+        f"{len(base.blocks)} rounds of blocks of {comparison.steps_per_block} steps of {count(tokens_a_step(base))} tokens, "
+        f"{base.threads} CPU threads a worker."),
         *([] if comparison.headline == "energy" else ["Every joule is modelled here, so energy follows from time, and time is compared."]),
         "Peaks: " + ("; ".join(f"{dtype} {si(rate, 'FLOP/s')}, {basis}" for dtype, rate, basis in sorted(peaks)) or "not known")
         + ". MFUs over different peaks are not ranked.",
@@ -127,6 +131,12 @@ def notes(comparison: Comparison) -> str:
     ]
     lines += [f"Warning: {text}" for text in comparison.warnings]
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
+
+
+def tokens_a_step(result: VariantResult) -> float | None:
+    """Of the first block; None where nothing was measured."""
+    first = next(iter(result.blocks), None)
+    return None if first is None or first.tokens is None else first.tokens / first.n_steps
 
 
 def bf16_here(comparison: Comparison) -> list[str]:
@@ -352,8 +362,9 @@ def measure(size: str, design: Design, seed: int) -> Comparison:
     def tell(at: Progress) -> None:
         print(f"\r{size}: {at.stage} {at.variant} {at.done}/{at.total}".ljust(78), end="", file=sys.stderr, flush=True)
 
+    variants = [replace(parse_variant(name), batch_size=design.batch_size) for name in design.variants.split(",")]
     found = compare(
-        BuiltIn(size), design.variants.split(","), blocks=design.blocks, steps_per_block=design.steps, budget_s=design.budget_s, seed=seed,
+        BuiltIn(size), variants, blocks=design.blocks, steps_per_block=design.steps, budget_s=design.budget_s, seed=seed,
         progress=tell,
     )  # fmt: skip
     print(file=sys.stderr)
@@ -369,6 +380,7 @@ def main() -> None:
         "--size", default="auto", help=f"1M, 10M, 124M, 350M, several with commas; auto is here {','.join(plan.sizes)}"
     )
     parser.add_argument("--variants", help=f"here {plan.variants}")
+    parser.add_argument("--batch", type=int, help=f"sequences a step; here {plan.batch_size or 'as the size has it'}")
     parser.add_argument("--blocks", type=int, help=f"of each variant; here {plan.blocks}")
     parser.add_argument("--steps", type=int, help="a block; without, what fits the seconds")
     parser.add_argument("--budget-s", type=float, help=f"seconds for all blocks of a size; here {plan.budget_s:g}")
@@ -388,6 +400,7 @@ def main() -> None:
         args.steps or plan.steps,
         args.budget_s or plan.budget_s,
         memory,
+        args.batch or plan.batch_size,
         seek_largest=plan.seek_largest if args.largest_batch is None else args.largest_batch != "no",
     )
 
