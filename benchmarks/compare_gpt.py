@@ -300,8 +300,9 @@ def utilization(comparison: Comparison) -> tuple[str, str]:
         return "not known: no peak for this device", ""
     shown = ", ".join(f"{name} {percent(mfu)}" for name, mfu in known.items())
     over = {(peak.dtype, peak.flop_per_s) for result in comparison.results for peak in result.peaks}
-    best = max(known.values())
-    reading = "70 % was reached" if best >= CLAIMED_MFU[1] else f"the highest is {percent(best)}"
+    if (most := max(known.values())) > 1:
+        return shown, f"{percent(most)} says that its peak was measured too low: nothing to rank"
+    reading = "70 % was reached" if most >= CLAIMED_MFU[1] else f"the highest is {percent(most)}"
     return shown, reading + (", over different peaks" if len(over) > 1 else "")
 
 
