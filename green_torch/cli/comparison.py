@@ -379,7 +379,7 @@ def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Pla
     modelled = "; energy and emissions follow from time, since power was modelled" if comparison.headline == "time" else ""
     interval = f"{100 * comparison.confidence:g} % intervals"
     yield Text(
-        f"Projected from the geometric mean of the blocks above, in which one that was disturbed weighs little, to this device, this model, this grid; {interval}{modelled}.",
+        f"Projected from all blocks above, sums over sums, to this device, this model, this grid; a difference is the geometric mean over pairs of blocks; {interval}{modelled}.",
         style="dim",
     )
     if plan.elsewhere:

@@ -1,7 +1,8 @@
 """What is found: blocks, each variant's result, the comparison of them, and what follows for a planned run. Pure arithmetic.
 
-A variant's figures are geometric means over its blocks: one block that something else disturbed weighs little, rates multiply and
-divide as they should (joules per token over seconds per token is watts), and their ratio is the difference that is reported.
+What a variant costs, and what a planned run would, is a ratio of sums over its blocks (joules over tokens): slow blocks count in full, as
+they do in a long run, and joules per token over seconds per token is watts. How two variants differ is a geometric mean of the ratios of
+their paired blocks, in which one block that something else disturbed weighs little: on a noisy machine it is not the ratio of the costs.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class VariantResult:
-    """What one variant did, over its measured blocks. ``error`` says what ended it early, if anything did.
+    """What one variant did, over its measured blocks: rates are ratios of sums over them. ``error`` says what ended it early, if anything did.
 
     ``kernels`` are the attention kernels that ran in one warm step ("math", "flash", ...), empty where none did or nobody looked.
     ``ran`` describes what the library ran (kernels, effective precision, checkpointing, compilation, batch size): two variants with
@@ -194,11 +195,8 @@ class VariantResult:
         return {domain.name: domain.method for domain in self.manifest.domains} if self.manifest else {}
 
     def _typical(self, quantity: str, unit: str) -> float | None:
-        """The geometric mean of the blocks' rates; ``None`` where one is not known."""
-        rates = _rates(self.blocks, quantity, unit)
-        if rates is None or min(rates) < 0:
-            return None
-        return math.exp(math.fsum(map(math.log, rates)) / len(rates)) if min(rates) > 0 else 0.0
+        """The quantity of all blocks over their unit of work; ``None`` where one block doesn't know its own."""
+        return _rate(self.blocks, quantity, unit)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every number by its name, unknown ones as ``None``."""
@@ -398,7 +396,8 @@ class Comparison:
     def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
         """What a planned run would save with this variant in place of the baseline; ``None`` where it isn't known or not the same training.
 
-        The baseline's projection times the difference; low and high by the wider of its interval and the meter's own bounds.
+        The baseline's projection, by its sums, times the difference, a geometric mean of ratios; low and high by the wider of the
+        difference's interval and the meter's own bounds.
 
         Raises:
             ArgumentError: as :func:`project`.
@@ -524,9 +523,9 @@ def project(
     planned_samples: float | None = None,
     confidence: float = 0.95,
 ) -> Projection | None:
-    """Scales what was measured to a planned run on the same device; ``None`` where nothing was measured in that unit.
+    """Scales what was measured, sums over sums, to a planned run on the same device; ``None`` where nothing was measured in that unit.
 
-    Low and high: the interval of the block means, and for energy the meter's own bounds on top of it.
+    Low and high: the interval of the arithmetic mean of the blocks' rates, and for energy the meter's own bounds on top of it.
 
     Raises:
         ArgumentError: unless exactly one plan, positive and finite, is given.
@@ -575,6 +574,14 @@ def _rates(blocks: Sequence[Block], quantity: str, unit: str) -> list[float] | N
     return known if known and len(known) == len(rates) else None
 
 
+def _rate(blocks: Sequence[Block], quantity: str, unit: str) -> float | None:
+    """The quantity of all blocks together per unit of their work; ``None`` where one is not known."""
+    rates = _rates(blocks, quantity, unit)
+    if rates is None or min(rates) < 0:
+        return None
+    return _ratio(*(known_sum(getattr(block, name) for block in blocks) for name in (quantity, unit)))
+
+
 def _bounds(blocks: Sequence[Block], unit: str) -> list[tuple[float, float]] | None:
     """The meter's bounds of each block's joules per unit of work; ``None`` where one has none."""
     lows, highs = _rates(blocks, "energy_lo_j", unit), _rates(blocks, "energy_hi_j", unit)
@@ -582,21 +589,25 @@ def _bounds(blocks: Sequence[Block], unit: str) -> list[tuple[float, float]] | N
 
 
 def _projected(blocks: Sequence[Block], quantity: str, unit: str, planned: float, confidence: float) -> Range | None:
-    """``planned`` units of a quantity at its typical rate, with the interval of that; the meter's bounds widen it."""
-    rates = _rates(blocks, quantity, unit)
-    if rates is None:
+    """``planned`` units of a quantity at the rate of all blocks together, with the interval of that; the meter's bounds widen it.
+
+    The interval is that of the blocks' arithmetic mean, relative to it: the same mean where the blocks hold equal work. Nothing costs less
+    than none, so it ends at zero.
+    """
+    rate, rates = _rate(blocks, quantity, unit), _rates(blocks, quantity, unit)
+    if rate is None or rates is None:
         return None
-    if min(rates) <= 0:  # nothing was used, or the grid emits nothing
-        return Range(0.0, 0.0, 0.0) if max(rates) == 0 else None
-    interval = mean_interval([math.log(rate) for rate in rates], confidence=confidence)
-    typical = math.exp(interval.mean)
+    if not rate:  # nothing was used, or the grid emits nothing
+        return Range(0.0, 0.0, 0.0)
+    interval = mean_interval(rates, confidence=confidence)
     if interval.lo is None or interval.hi is None:
-        return Range(typical * planned, None, None)
+        return Range(rate * planned, None, None)
+    lo, hi = max(0.0, interval.lo / interval.mean), interval.hi / interval.mean
     below = above = 1.0
     bounds, energy = _bounds(blocks, unit), _rates(blocks, "energy_j", unit)
     if quantity != "duration_s" and bounds and energy and (total := math.fsum(energy)):
         below, above = (math.fsum(side) / total for side in zip(*bounds, strict=True))
-    return Range(typical * planned, math.exp(interval.lo) * below * planned, math.exp(interval.hi) * above * planned)
+    return Range(rate * planned, lo * below * rate * planned, hi * above * rate * planned)
 
 
 def saving_of(name: str, base: Projection | None, time: Difference | None, energy: Difference | None) -> Saving | None:

@@ -1,7 +1,7 @@
 // Asking the server, and a snapshot as the views want it. What a snapshot lacks, or has in another shape, reads null.
 
 import { known, plain, short, tick } from "./format.js";
-import { difference, gainRange, meanError, meanInterval, pairedDifference, spread, stretches, sum } from "./stats.js";
+import { difference, gainRange, meanInterval, pairedDifference, spread, stretches, sum } from "./stats.js";
 
 const SCHEMA = 1;
 const MOST_KEPT = 2000; // digests that fit into an address
@@ -273,10 +273,10 @@ function figures(run, blocks, summary) {
 
 const times = (a, b) => (a === null ? null : a * b);
 
-/** The rate of a comparison's blocks: their geometric mean, as the command has it; null where one is not known. */
+/** The rate of a comparison's blocks, sums over sums as the command has it; null where one is not known. */
 function ofBlocks(comparison, top, bottom) {
   const rates = comparison?.blocks.map((block) => block[top] / block[bottom]) ?? [];
-  return rates.length && rates.every((rate) => rate > 0 && Number.isFinite(rate)) ? new Rate(Math.exp(meanError(rates.map(Math.log)).mean), () => rates) : null;
+  return rates.length && rates.every((rate) => rate > 0 && Number.isFinite(rate)) ? new Rate(sum(comparison.blocks.map((block) => block[top])) / sum(comparison.blocks.map((block) => block[bottom])), () => rates) : null;
 }
 
 /** The rates of stretches of the run past its first steps, in order of time; null where one is not above zero. */

@@ -149,10 +149,10 @@ export function stretches(blocks, n = 20) {
   return [];
 }
 
-/** A relative interval of a rate, from its stretches: [low, high] as factors of the rate, or null. */
+/** A relative interval of a rate, from its stretches: that of their arithmetic mean, ended at zero; [low, high] as factors of the rate, or null. */
 export function spread(rates, confidence = CONFIDENCE) {
-  const found = meanInterval(rates.map(Math.log), confidence);
-  return found.lo === null ? null : [Math.exp(found.lo - found.mean), Math.exp(found.hi - found.mean)];
+  const found = meanInterval(rates, confidence);
+  return found.lo === null ? null : [Math.max(0, found.lo / found.mean), found.hi / found.mean];
 }
 
 /**
