@@ -13,7 +13,7 @@ from rich.console import Console
 
 from green_torch.cli import comparison as page_of
 from green_torch.cli import main
-from green_torch.cli.compare import BuiltIn, Found, parse_budget, parse_memory, parse_plan, parse_share, show
+from green_torch.cli.compare import BuiltIn, Found, as_json, parse_budget, parse_memory, parse_plan, parse_share, show
 from green_torch.cli.comparison import Plan
 from green_torch.errors import ArgumentError, UnknownRegionError
 from green_torch.experiment import Block, Comparison, VariantResult, parse_variant
@@ -236,7 +236,9 @@ def test_one_block_gives_no_finding() -> None:
     """A single pair has no interval."""
     comparison = Comparison((result("fp32", [1.0]), result("bf16", [0.5])), 10, 0.95, 0.02)
     assert page_of.findings(comparison)[0].endswith("no interval, so no finding.")
-    assert "no interval" in page(comparison)
+    text = page(comparison)
+    assert "no interval" in text
+    assert "saves" not in text
 
 
 def test_counted_energy_is_the_headline_with_its_bounds() -> None:
@@ -344,6 +346,28 @@ def test_what_is_too_noisy_is_not_projected() -> None:
     assert text.count("too noisy to project") >= 3
     assert "a machine that does nothing else" in " ".join(text.split())
     assert "too noisy" not in page(compared(FAST))
+
+
+def test_a_saving_of_what_is_too_noisy_is_not_told() -> None:
+    """Pairs can be told apart where both sides are disturbed alike; hours saved of a run that nobody can project are none. JSON keeps them."""
+    noisy = [1.0, 20.0, 0.5, 9.0]
+    found = replace(compared(FAST), results=(result("fp32", noisy), result("bf16", [0.5 * one for one in noisy])))
+    text = page(found)
+    assert "bf16 is faster here" in text
+    assert "saves" not in text
+    assert "18,200,000" not in text
+    told = as_json(Found(found, Plan(tokens=10e9), None, 0))
+    assert told["savings"]["bf16"]["duration_h"]["value"] > 0
+    assert told["projections"]["fp32"]["duration_h"]["hi"] > 0
+
+
+def test_wide_bounds_of_the_meter_are_told_apart_from_noise() -> None:
+    """Where time is steady and the meter's bounds are wide, the words are about the meter."""
+    base, other = compared(FAST, method=Method.COUNTER).results
+    wide = tuple(replace(block, energy_lo_j=0.0, energy_hi_j=5 * block.energy_j) for block in base.blocks)
+    text = " ".join(page(Comparison((replace(base, blocks=wide), other), 10, 0.95, 0.02)).split())
+    assert "the meter's bounds included" in text
+    assert "does nothing else" not in text
 
 
 # ── several variants ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -369,11 +369,16 @@ def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Pla
     yield Text()
     yield Text(f"A planned run of {count(amount)} {unit} on this device:", style="bold")
     yield planned(comparison, ran, plan)
-    projected = (plan.project(result, comparison.confidence) for result in ran)
-    if any(_noisy(found.duration_h) for found in projected if found is not None):
+    projected = [found for result in ran if (found := plan.project(result, comparison.confidence)) is not None]
+    beyond = f"{_TOO_NOISY}: the interval goes beyond a factor of {_NOISY:g} either way"
+    if any(_noisy(found.duration_h) for found in projected):
         yield Text(
-            f"{_TOO_NOISY}: the blocks differ by more than a factor of {_NOISY:g}. Measure on a machine that does nothing else, or more "
-            "blocks (--blocks, --until).",
+            f"{beyond}. Measure on a machine that does nothing else, or more blocks (--blocks, --until).", style="yellow"
+        )
+    elif any(_noisy(figure) for found in projected for figure in (found.energy_kwh, found.emissions_g)):
+        yield Text(
+            f"{beyond}, the meter's bounds included. Measure more blocks (--blocks, --until), or with a better meter: green-torch doctor "
+            "says what is missing.",
             style="yellow",
         )
     modelled = "; energy and emissions follow from time, since power was modelled" if comparison.headline == "time" else ""
@@ -412,12 +417,14 @@ def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> T
             broken(result.name), *(UNKNOWN if found is None else ranged(pick(found), show) for _, pick, show in columns)
         )
     for other in others if base is comparison.baseline else []:
-        saving = plan.saving(comparison, other.name)
+        saving, whole = plan.saving(comparison, other.name), plan.project(base, comparison.confidence)
         cells = ["not comparable"] * len(columns)
-        if saving is not None:
+        if saving is not None and whole is not None:
             energy = saving.time if comparison.headline == "time" else saving.energy
             judged = [saving.time if name == "Time" else energy for name, _, _ in columns]
-            cells = [saved(pick(saving), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)]
+            cells = [
+                saved(pick(saving), pick(whole), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)
+            ]
         made.add_section()
         made.add_row(f"{broken(other.name)}{_NEXT_LINE}in place of {base.name}", *cells)
     return made
@@ -457,12 +464,17 @@ def difference(found: Difference | None) -> str:
     return f"{_change(found.estimate)}{_NEXT_LINE}({interval})"
 
 
-def saved(figure: Range | None, judged: Difference | None, show: Callable[[float], str]) -> str:
-    """What a planned run saves or costs: "saves 12.0 h", low and high on the next line; or that the two can't be told apart."""
+def saved(figure: Range | None, base: Range | None, judged: Difference | None, show: Callable[[float], str]) -> str:
+    """What a planned run saves or costs: "saves 12.0 h", low and high on the next line.
+
+    Or, in words, that there is no finding, or that the baseline's figure, which it is a share of, can't be projected.
+    """
     if figure is None or judged is None:
         return UNKNOWN
-    if not judged.distinguishable and judged.lo is not None:
-        return "can't be told apart"
+    if not judged.distinguishable:
+        return "no interval" if judged.lo is None else "can't be told apart"
+    if base is not None and _noisy(base):
+        return _TOO_NOISY
     if figure.value >= 0:
         return f"saves {bounded(figure.value, figure.lo, figure.hi, show, between=_NEXT_LINE)}"
     lo, hi = (None, None) if figure.lo is None or figure.hi is None else (-figure.hi, -figure.lo)

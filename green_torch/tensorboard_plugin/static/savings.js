@@ -5,6 +5,8 @@ import { fill, foldable, h, inTurns, named } from "./dom.js";
 import * as f from "./format.js";
 
 const HOME = ["world", "FR", "SE", "DE", "US-CA", "US-TX", "IN", "aws:us-east-1", "gcp:europe-west1"]; // to look at elsewhere
+const NOISY = 3; // a projection that may be so many times larger or smaller is none
+const TOO_NOISY = "too noisy to project";
 const PLAN = { from: 6, to: 14, start: 1e10 }; // powers of ten
 
 export function mount(root, first) {
@@ -125,8 +127,12 @@ function embodiedOf(run, unit, planned) {
 
 const kwhText = (value) => f.wattHours(value === null ? null : value * f.J_PER_KWH);
 
+/** Whether a figure is not known within a factor worth showing; as cli/comparison.py has it. */
+const isNoisy = (found) => Boolean(found) && found[1] !== null && found[0] > 0 && (found[2] > NOISY * found[0] || found[1] < found[0] / NOISY);
+
 function cellOf(found, format) {
   if (!found) return h("td", {}, f.UNKNOWN);
+  if (isNoisy(found)) return h("td", {}, h("span", {}, TOO_NOISY));
   return h("td", {}, h("span", {}, format(found[0])), h("small", {}, found[1] === null ? "no interval" : f.span(format, found[1], found[2])));
 }
 
@@ -145,7 +151,7 @@ function resultTable(rows, drawn, embodied, unit, planned, price) {
       foldable(h("table", { class: "projection" },
         h("thead", {}, h("tr", {}, ["Run", "Time", "IT energy", "Facility energy", "Emissions", embodied ? "Embodied" : null, f.known(price) ? "Money" : null].filter(Boolean).map((title) => h("th", { scope: "col" }, title)))),
         h("tbody", {}, drawn)))),
-    h("p", { class: "note" }, `On the same device and at the same rates. Low to high: scatter between blocks, and the meter's bounds. Emissions are operational: facility energy × grid intensity.${rows.some((row) => isModelled(row.run)) ? " Where power was modelled, energy follows from time." : ""}`));
+    h("p", { class: "note" }, `On the same device and at the same rates. Low to high: scatter between blocks, and the meter's bounds. Emissions are operational: facility energy × grid intensity.${rows.some((row) => isModelled(row.run)) ? " Where power was modelled, energy follows from time." : ""}${rows.some((row) => [row.hours, row.it].some(isNoisy)) ? ` Too noisy: the interval goes beyond a factor of ${NOISY} either way; train longer, on a machine that does nothing else.` : ""}`));
 }
 
 function saved(ctx, rows, price, unit) {
@@ -155,8 +161,11 @@ function saved(ctx, rows, price, unit) {
   return h("section", { class: "findings", "aria-label": "What would be saved", "aria-live": "polite" }, others.slice(0, 6).map((row) => {
     const energy = against(ctx.base, row.run, "energy", { nCompared: ctx.nCompared, force: ctx.state.force });
     const time = against(ctx.base, row.run, "time", { nCompared: ctx.nCompared, force: ctx.state.force });
-    const of = (found, amount, format) => {
+    const of = (found, whole, format) => {
+      const amount = whole?.[0];
       if (!amount || found.refused) return null;
+      if (!found.distinguishable) return found.lo === null ? "no interval" : "can't be told apart";
+      if (isNoisy(whole)) return TOO_NOISY;
       const ends = [found.lo, found.hi, ...(found.instrument ?? []), ...(found.gained ?? [])].filter(f.known);
       const more = found.estimate > 0;
       const [least, most] = more ? [Math.min(...ends), Math.max(...ends)] : [-Math.max(...ends), -Math.min(...ends)];
@@ -171,11 +180,11 @@ function saved(ctx, rows, price, unit) {
     const sure = !refused && energy.distinguishable;
     const grid = row.perKwh === base.perKwh && row.facility === base.facility;
     const lines = refused ? [] : [
-      ["energy", of(energy, base.kwh?.[0], kwhText)],
-      ["emissions", grid ? of(energy, base.grams?.[0], f.grams) : "different grids or PUEs: choose a region"],
-      ["money", f.known(price) && grid ? of(energy, base.money?.[0], f.money) : null],
+      ["energy", of(energy, base.kwh, kwhText)],
+      ["emissions", grid ? of(energy, base.grams, f.grams) : "different grids or PUEs: choose a region"],
+      ["money", f.known(price) && grid ? of(energy, base.money, f.money) : null],
     ];
-    lines.push(["time", time.refused ? null : of(time, base.hours?.[0], f.hours)]);
+    lines.push(["time", time.refused ? null : of(time, base.hours, f.hours)]);
     const verb = refused ? "Energy is not compared" : sure ? (energy.estimate < 0 ? "Would save, against " : "Would cost more than ") : "Can't be told apart from ";
     return h("div", { class: `card ${sure ? (energy.estimate < 0 ? "good" : "bad") : "even"}`, style: { "--c": ctx.color(row.run) } },
       h("p", { class: "claim" }, named(row.run.told)),
@@ -187,7 +196,7 @@ function saved(ctx, rows, price, unit) {
 }
 
 function elsewhere(ctx, rows, table) {
-  const best = rows.filter((row) => row.it).sort((a, b) => a.it[0] - b.it[0])[0];
+  const best = rows.filter((row) => row.it && !isNoisy(row.it)).sort((a, b) => a.it[0] - b.it[0])[0];
   if (!best || !table.size) return null;
   const places = HOME.map((code) => table.get(code)).filter(Boolean);
   const of = (place) => best.it[0] * (ctx.state.pue ?? place.pue ?? best.run.pue ?? 1) * place.g_per_kwh;
