@@ -65,7 +65,7 @@ def test_until_must_be_a_share(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "budget"),
     [
-        ("90", {"budget_s": 90}), ("90s", {"budget_s": 90}), ("5m", {"budget_s": 300}), ("1.5 h", {"budget_s": 5400}),
+        ("90s", {"budget_s": 90}), ("5m", {"budget_s": 300}), ("1.5 h", {"budget_s": 5400}),
         ("20kJ", {"budget_j": 20_000}), ("0.05kWh", {"budget_j": 180_000}), ("100Wh", {"budget_j": 360_000}),
     ],
 )  # fmt: skip
@@ -74,7 +74,7 @@ def test_a_budget_is_of_time_or_energy(text: str, budget: dict[str, float]) -> N
     assert parse_budget(text) == pytest.approx(budget)
 
 
-@pytest.mark.parametrize("text", ["", "0s", "-5s", "5 parsecs", "kWh", "1e3s"])
+@pytest.mark.parametrize("text", ["", "5", "90", "0s", "-5s", "5 parsecs", "kWh", "1e3s"])
 def test_a_budget_must_be_one(text: str) -> None:
     """Anything else is told what to give."""
     with pytest.raises(ArgumentError, match="90s"):
@@ -473,6 +473,7 @@ def test_the_largest_batch_is_shown() -> None:
         (["--until", "1%", "--blocks", "3"], "--until 0.01 looks after"),
         (["--until", "wide"], "1% or 0.01"),
         (["--budget", "5 parsecs"], "90s"),
+        (["--budget", "5"], "5s, 5m or 5kJ"),
         (["--region", "Frnace"], '"FR" (France)'),
         (["--tokens", "-1"], "positive"),
         (["--force"], "runs/a runs/b"),
@@ -518,6 +519,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         "--regions", "FR,US-CA", "--region", "DE", "--seed", "3", "--json", BROKEN="bf16",
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
+    (folder / "stderr.txt").write_text(found.stderr, encoding="utf-8")
     return folder, json.loads(found.stdout)
 
 
@@ -531,6 +533,17 @@ def test_own_code_is_found_in_the_current_directory(own: tuple[Path, dict]) -> N
     assert [len(one["blocks"]) for one in (first, second, third)] == [2, 0, 2]
     assert first["blocks"][0]["samples"] == third["blocks"][0]["samples"] == 128
     assert any("bf16 ended early" in line for line in found["findings"])
+
+
+def test_a_pipe_is_told_how_far_it_is(own: tuple[Path, dict]) -> None:
+    """Without a terminal each stage and block is one line on stderr, none twice."""
+    folder, _ = own
+    lines = (folder / "stderr.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "loading torch, 0 of 6 blocks done"
+    assert "warming up fp32, 0 of 6 blocks done" in lines
+    assert sum(line.startswith("measuring ") for line in lines) == 4
+    assert lines[-1] == "closing, 6 of 6 blocks done"
+    assert len(set(lines)) == len(lines)
 
 
 def test_the_planned_run_is_in_the_json(own: tuple[Path, dict]) -> None:

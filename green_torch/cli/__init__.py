@@ -91,7 +91,10 @@ def _compare(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps a block. Without it: what fits in the budget.")] = None,
     until: Annotated[str | None, typer.Option(help='Go on until every interval is this narrow: "1%" for ±1 %.')] = None,
     budget: Annotated[
-        str | None, typer.Option(help='Time or energy for the blocks, starting up not in it: "90s", "5m", "20kJ", "0.05kWh".')
+        str | None,
+        typer.Option(
+            help='Time or energy for the blocks, with its unit: "90s", "5m", "20kJ", "0.05kWh". Set-up (loading, warming up) is not in it.'
+        ),
     ] = None,
     largest_batch: Annotated[
         str | None,

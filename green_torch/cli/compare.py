@@ -41,7 +41,7 @@ _CPU_SIZE = "10M"
 _AHEAD = {"starting": 0.1, "warming up": 3, "measuring": 5}
 _WHOLE_RUN_S = 3600.0
 _BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)")
-_SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": S_PER_HOUR}
+_SECONDS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": S_PER_HOUR}
 _BYTES = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
 _OPTIONS = {  # how this command says what the library's messages call by its arguments
     r"\bsteps_per_block=": "--steps ",
@@ -148,10 +148,15 @@ def parse_budget(text: str) -> dict[str, float]:
     """A time ("90s", "5m", "1h") as ``budget_s``, an energy ("20kJ", "0.05kWh") as ``budget_j``.
 
     Raises:
-        ArgumentError: neither time nor energy.
+        ArgumentError: neither time nor energy, or a number without a unit.
     """
     match = _BUDGET.fullmatch(text.strip())
     unit = match["unit"].lower() if match else "none"
+    if match and not unit:
+        number = match["number"]
+        raise ArgumentError(
+            f"--budget {text}: say of what, such as {number}s, {number}m or {number}kJ (seconds, minutes, kilojoules; also 90s, 0.05kWh)"
+        )
     for key, units in (("budget_s", _SECONDS), ("budget_j", _JOULES)):
         if match and unit in units and float(match["number"]) > 0:
             return {key: float(match["number"]) * units[unit]}
@@ -279,7 +284,7 @@ def measure(
     free = _free(log_dir, variants)
     if free != log_dir:
         console.print(f"{log_dir} holds earlier runs: these go to {free}", highlight=False, markup=False)
-    told: set[tuple[str, str, int]] = set()  # without a terminal there is no bar, so a line each
+    line = _Lines(console)
     with _bar(console) as bar:
         task = bar.add_task("loading torch", total=None)
 
@@ -287,13 +292,25 @@ def measure(
             stage = "loading torch" if at.stage == "starting" else f"{at.stage} {at.variant}"
             width = "" if at.half_width is None else f", ±{100 * at.half_width:.2g} % so far"
             ahead = _AHEAD.get(at.stage, _AHEAD["measuring"])
-            if not console.is_terminal and (at.stage, at.variant, at.done) not in told:
-                told.add((at.stage, at.variant, at.done))
-                console.print(f"{stage}{width}, {at.done} of {at.total} blocks done", highlight=False, markup=False)
+            line(f"{stage.strip()}{width}, {at.done} of {at.total} blocks done")
             bar.update(task, description=f"{stage}{width}", completed=ahead + at.done, total=_AHEAD["measuring"] + at.total)
 
         found = experiment.compare(build, variants, seed=seed, log_dir=free, region=region, progress=tell, **options)
     return found, free
+
+
+class _Lines:
+    """Where there is no terminal, and so no bar: a line for each stage and block, none twice."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+
+    def __call__(self, text: str) -> None:
+        """Prints it, unless it is what was printed last or a bar shows it."""
+        if not self._console.is_terminal and text != self._last:
+            self._last = text
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _bar(console: Console) -> Progress:

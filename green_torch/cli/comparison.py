@@ -422,9 +422,7 @@ def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> T
         if saving is not None and whole is not None:
             energy = saving.time if comparison.headline == "time" else saving.energy
             judged = [saving.time if name == "Time" else energy for name, _, _ in columns]
-            cells = [
-                saved(pick(saving), pick(whole), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)
-            ]
+            cells = [saved(pick(saving), pick(whole), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)]
         made.add_section()
         made.add_row(f"{broken(other.name)}{_NEXT_LINE}in place of {base.name}", *cells)
     return made

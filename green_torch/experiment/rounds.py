@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 from green_torch.errors import ArgumentError
 from green_torch.experiment.results import LOSS_TOLERANCE, Block, Comparison, LargestBatch, VariantResult
 from green_torch.experiment.variants import Build, Variant, parse_variant
-from green_torch.experiment.worker import SETTLE_STEPS, WARM_UP, Done, Failed, Job, Measured, Order, Ready, Refused, Warm, work
+from green_torch.experiment.worker import (
+    SETTLE_STEPS,
+    WARM_UP,
+    Done,
+    Failed,
+    Job,
+    Measured,
+    Order,
+    Ready,
+    Refused,
+    Warm,
+    interrupts_held,
+    work,
+)
 from green_torch.statistics import MIN_PAIRS_LOOKING, corrected_confidence
 
 if TYPE_CHECKING:
@@ -403,7 +416,8 @@ class _Arm:
         self._process = context.Process(
             target=work, args=(self._job, theirs, stop), name=f"green_torch {self.name}", daemon=True
         )
-        self._process.start()
+        with interrupts_held():
+            self._process.start()
         theirs.close()  # or the worker's death would not close the pipe
 
     def send(self, order: object) -> None:
