@@ -322,6 +322,7 @@ def _bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # it would leave an empty line
         speed_estimate_period=_WHOLE_RUN_S,
     )
 
