@@ -309,9 +309,7 @@ class Tracker:
         if journal is None:
             self._step_outside()
             return
-        if (
-            flops is None and self._flops_per_step is not None and not journal.in_phase
-        ):  # a step of evaluation is no training step
+        if flops is None and self._flops_per_step is not None and not journal.in_phase:  # evaluation is no training step
             flops = self._flops_per_step
         ran = NOTHING_RAN
         if flops is not None:
@@ -447,8 +445,9 @@ class Tracker:
 
         Call it on every rank, before the context is entered or within it before its first step. The manifest then tells the
         checkpoint's step, so that steps of earlier segments beyond it are known to have been done again (where the run had not
-        completed: from a checkpoint of one that had, this is a branch, and the steps of both count), and what earlier segments used. The time between counts as nothing. Never raises: a state that is none of ours, or one that comes after the first
-        step, is left out with a warning, and the run is a new one.
+        completed: from a checkpoint of one that had, this is a branch, and the steps of both count), and what earlier segments used. The
+        time between counts as nothing. Never raises: a state that is none of ours, or one that comes after the first step, is left out
+        with a warning, and the run is a new one.
         """
         if not self._enabled or not state:
             return
