@@ -1042,12 +1042,21 @@ class TestResults:
 
     @pytest.mark.parametrize(
         ("losses", "expected"),
-        [([2.0, 1.99], ""), ([2.0, 2.1], "2.1 against 2"), ([math.nan, 2.0], "not finite"), ([math.inf, 2.0], "not finite")],
+        [
+            ([2.0, 1.99], ""),
+            ([2.0, 2.1], "2.1 against 2"),
+            ([9.0, 9.0, 2.07, 1.97], ""),
+            ([2.0, 2.0, 2.0, 2.09], "2.045 against 2"),
+            ([2.0, 2.0, 2.0, None], ""),
+            ([math.nan, 2.0], "not finite"),
+            ([math.inf, 2.0], "not finite"),
+        ],
     )
     def test_departure(self, losses, expected):
-        """A last loss beyond the tolerance, or one that was ever not finite, is not the same training."""
+        """A mean loss of the later half beyond the tolerance, or one that was ever not finite, is not the same training."""
         found = comparison(
-            result("a", [block(k, loss=2.0) for k in range(2)]), result("b", [block(k, loss=x) for k, x in enumerate(losses)])
+            result("a", [block(k, loss=2.0) for k in range(len(losses))]),
+            result("b", [block(k, loss=x) for k, x in enumerate(losses)]),
         )
         assert expected in found.departure("b")
         assert bool(found.departure("b")) == bool(expected)

@@ -335,8 +335,9 @@ class Comparison:
     def departure(self, name: str) -> str:
         """Why a variant is not the same training as the baseline; empty where it is, as far as the losses tell.
 
-        Both saw the same batches in the same order, so their losses are compared block by block, over the later half of the blocks
-        (early on, a step or two of lag is a large difference). Where there is no loss to compare, :meth:`notes` says so.
+        Both saw the same batches in the same order, so the means of their losses over the later half of the blocks are compared (early on, a
+        step or two of lag is a large difference; a single block of few steps wanders). Where there is no loss to compare, :meth:`notes`
+        says so.
         """
         pairs = _paired(self.baseline, self.result(name))
         losses = [(a.loss, b.loss) for a, b in pairs]
@@ -347,10 +348,11 @@ class Comparison:
         if any((a.tokens, a.samples) != (b.tokens, b.samples) for a, b in pairs[-1:]):
             return "not the same training: the batch size differs"
         known = [(a, b) for a, b in losses[len(losses) // 2 :] if a is not None and b is not None]
-        apart = [(a, b) for a, b in known if abs(b - a) > self.loss_tolerance * abs(a)]
-        if apart:
-            a, b = apart[-1]
-            return f"not the same training: loss {b:.4g} against {a:.4g}, more than {100 * self.loss_tolerance:g} % apart"
+        if not known:
+            return ""
+        base, own = (math.fsum(side) / len(known) for side in zip(*known, strict=True))
+        if abs(own - base) > self.loss_tolerance * abs(base):
+            return f"not the same training: loss {own:.4g} against {base:.4g}, more than {100 * self.loss_tolerance:g} % apart"
         return ""
 
     def same_as(self, name: str) -> str:

@@ -448,7 +448,7 @@ function gainOf(base, together) {
 
 /**
  * Why a run is not the same training as the baseline, as far as the losses tell; empty where it is. Of one comparison by its blocks (both
- * saw the same batches; over the later half, as Comparison.departure), else by the final losses of both ({mean, lo, hi, tag}): these must be
+ * saw the same batches; the means over the later half, as Comparison.departure), else by the final losses of both ({mean, lo, hi, tag}): these must be
  * further apart than their scatter, too.
  */
 export function departure(base, run, loss = null) {
@@ -467,8 +467,9 @@ export function departure(base, run, loss = null) {
   if (last[0].tokens !== last[1].tokens || last[0].samples !== last[1].samples) return "not the same training: the batch size differs";
   if (together.some((pair) => pair.some((block) => block.diverged))) return "not the same training: the loss is not finite";
   const { tolerance } = base.comparison;
-  const found = together.slice(Math.floor(together.length / 2)).filter(([a, b]) => apart(a.loss, b.loss, tolerance)).at(-1);
-  return found ? told(found[0].loss, found[1].loss, tolerance) : "";
+  const both = together.slice(Math.floor(together.length / 2)).filter((pair) => pair.every((block) => known(block.loss)));
+  const [own, theirs] = [0, 1].map((side) => (both.length ? sum(both.map((pair) => pair[side].loss)) / both.length : null));
+  return apart(own, theirs, tolerance) ? told(own, theirs, tolerance) : "";
 }
 
 /** The relative difference that the meters' bounds allow. */
