@@ -180,7 +180,7 @@ def claims(comparison: Comparison) -> list[str]:
     rows = [
         ["BF16 is 2 × as fast as FP32", *faster(comparison, "fp32", "bf16")],
         ["BF16 halves the energy of FP32", *cheaper(comparison, "fp32", "bf16")],
-        ["flash attention moves 2–4 × less memory", NO_TRAFFIC, flash(comparison)],
+        ["flash attention moves 2–4 × less memory", *flash(comparison)],
         ["checkpointing lowers MFU, raises HFU, saves memory", *checkpointing(comparison)],
         ["compiling (operator fusion) is faster", *compiling(comparison)],
         ["MFU rises from 40 % to 70 %", *utilization(comparison)],
@@ -192,7 +192,7 @@ def claims(comparison: Comparison) -> list[str]:
     ]
 
 
-NO_TRAFFIC = "not measured: it takes a GPU whose NVML has GPM's memory counters (Hopper or later), and these are not read yet"
+NO_TRAFFIC = "not measured: it takes a GPU whose NVML has GPM's memory counters (Hopper or later)"
 
 
 def against(comparison: Comparison, base: str, other: str) -> Difference | None:
@@ -201,6 +201,20 @@ def against(comparison: Comparison, base: str, other: str) -> Difference | None:
     if base not in own or other not in own:
         return None
     return replace(comparison, results=(own[base], own[other])).time(other)
+
+
+def traffic(comparison: Comparison, plain: VariantResult, own: VariantResult) -> tuple[str, str]:
+    """How many times less goes between the GPU and its memory with an option than without, and whether that is 2 to 4 times."""
+    found = replace(comparison, results=(plain, own)).memory_traffic(own.name)
+    if found is None:
+        return NO_TRAFFIC, ""
+    each = [si(one.memory_traffic_per_step_bytes, "B") for one in (plain, own)]
+    measured = f"{own.name}: {speed(found)} less than {plain.name}, {each[0]} → {each[1]} a step, by NVML's GPM counters"
+    if found.lo is None or found.hi is None:
+        return measured, "no interval"
+    least, most = 1 / (1 + found.hi), 1 / (1 + found.lo)
+    reading = "holds" if most >= 2 and least <= 4 else "more than claimed" if least > 4 else "does not hold here"
+    return measured, reading if found.distinguishable else "can't be told apart"
 
 
 def option(comparison: Comparison, added: str) -> tuple[VariantResult, VariantResult] | None:
@@ -250,18 +264,20 @@ def judged(comparison: Comparison, other: str, distinguishable: bool, *, holds: 
     return "holds" if holds else "more than claimed" if more else "does not hold here"
 
 
-def flash(comparison: Comparison) -> str:
-    """What was measured of flash attention: time and peak memory beside the same precision with math attention."""
+def flash(comparison: Comparison) -> tuple[str, str]:
+    """Memory traffic of flash attention, its time and its peak memory, beside the same precision with math attention."""
     found = option(comparison, "+flash")
     if found is None:
-        return "flash did not run"
+        return NO_TRAFFIC, "flash did not run"
     plain, own = found
     if own.kernels != ("flash",):
-        return f"the kernel that ran: {', '.join(own.kernels) or 'not seen'}"
+        return NO_TRAFFIC, f"the kernel that ran: {', '.join(own.kernels) or 'not seen'}"
+    measured, reading = traffic(comparison, plain, own)
     apart = against(comparison, plain.name, own.name)
     certain = "told apart" if apart and apart.distinguishable else "not told apart"
     memory = f"peak memory {mebibytes(plain.peak_memory_bytes)} → {mebibytes(own.peak_memory_bytes)}"
-    return f"{own.name}: {speed(apart)} the speed of {plain.name}, {certain}; {memory}"
+    beside = f"{own.name}: {speed(apart)} the speed of {plain.name}, {certain}; {memory}"
+    return measured, "; ".join(filter(None, (reading, beside)))
 
 
 def checkpointing(comparison: Comparison) -> tuple[str, str]:

@@ -75,6 +75,30 @@ def test_memory_traffic_is_not_measured():
     assert row(told(replace(three(), results=(base,))), "flash")[2] == "flash did not run"
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "times", "reading"),
+    [(100.0, "2.50 ×", "holds"), (20.0, "12.5 ×", "more than claimed"), (200.0, "1.25 ×", "does not hold here")],
+)
+def test_memory_traffic_that_was_counted(gigabytes, times, reading):
+    """Where the blocks carry it, its ratio stands with its interval and is judged; blocks move a little from one to the next."""
+    base, plain, own = three().results
+
+    def moving(one, mean):
+        each = (0.99, 1.0, 1.01, 1.0)
+        return replace(
+            one,
+            blocks=tuple(
+                replace(block, memory_traffic_bytes=mean * 1e9 * part) for block, part in zip(one.blocks, each, strict=True)
+            ),
+        )
+
+    found = replace(three(), results=(base, moving(plain, 250.0), moving(own, gigabytes)))
+    _, measured, told_reading = row(told(found), "flash")
+    assert measured.startswith(f"bf16+flash: {times} (")
+    assert "25.0 GB →" in measured
+    assert told_reading.startswith(f"{reading}; bf16+flash: 1.25 ×")
+
+
 def with_option(name: str, times: list[float], **fields: object) -> Comparison:
     """BF16 with flash attention, and the same with one more option."""
     return replace(three(), results=(*three().results, result(f"bf16+flash+{name}", times, method=Method.COUNTER, **fields)))

@@ -645,9 +645,10 @@ class TestConditions:
         ) as sim:
             meters = [NvmlMeter(gpu.uuid, now_ns=sim.now_ns) for gpu in sim.gpus]
             watching = Watch(meters, lambda: now[0])
-            assert watching.told() == {"temperature_c": None, "sm_clock_mhz": None, "throttled": ()}
+            untold = {"memory_traffic_bytes": None}
+            assert watching.told() == {"temperature_c": None, "sm_clock_mhz": None, "throttled": (), **untold}
             watching.look()
-            assert watching.told() == {"temperature_c": 71, "sm_clock_mhz": 1300, "throttled": ("power cap",)}
+            assert watching.told() == {"temperature_c": 71, "sm_clock_mhz": 1300, "throttled": ("power cap",), **untold}
             now[0] = 0.4
             watching.look()
             assert len(watching._temperatures_c) == 2
@@ -656,6 +657,24 @@ class TestConditions:
             assert len(watching._temperatures_c) == 2
             for meter in meters:
                 meter.close()
+
+    def test_memory_traffic(self):
+        """The sum over the GPUs in use, from the beginning of the block to its end; not known where one doesn't tell."""
+        told = Gpu(traffic_b_per_j=1e9)
+        for gpus, known in (((told, told), True), ((told, Gpu()), False)):
+            with simulated(*gpus) as sim:
+                meters = [NvmlMeter(gpu.uuid, now_ns=sim.now_ns) for gpu in sim.gpus]
+                watching = Watch(meters, lambda: 0.0)
+                sim.go_to(1.0)
+                watching.begin()
+                sim.go_to(3.0)
+                traffic = watching.told()["memory_traffic_bytes"]
+                assert traffic == (pytest.approx(2 * 2.0 * 200 * 1e9) if known else None)
+                for meter in meters:
+                    meter.close()
+        blocks = [replace(block(k), memory_traffic_bytes=3e9 * block(k).n_steps) for k in range(4)]
+        assert result("a", blocks).memory_traffic_per_step_bytes == pytest.approx(3e9)
+        assert result("a", [*blocks, block(4)]).memory_traffic_per_step_bytes is None
 
     def test_in_a_block(self):
         """A block carries what the GPUs among its meters tell, and nothing where there is none."""

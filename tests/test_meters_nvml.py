@@ -18,6 +18,7 @@ import torch
 
 from green_torch.errors import MeterError
 from green_torch.meters import nvml
+from green_torch.meters.gpm import MemoryTraffic
 from green_torch.meters.nvml import NvmlMeter, open_meters
 from green_torch.records import Method
 from green_torch.units import NS_PER_S
@@ -643,3 +644,45 @@ def test_reading_is_cheap():
             meter.read()
             best_s = min(best_s, time.perf_counter() - begin_s)
     assert best_s < 2e-4
+
+
+def test_memory_traffic():
+    """The bytes of a stretch, from the share of the bandwidth that GPM tells; every sample is freed."""
+    with simulated(Gpu(wave=square(60, 300, period_s=0.4), traffic_b_per_j=2e9, architecture=9)) as sim:
+        (meter,), _ = opened(sim)
+        traffic = meter.memory_traffic()
+        assert traffic.end() is None
+        for begin_s, end_s in ((1.0, 1.3), (2.05, 9.11)):
+            sim.go_to(0.5)
+            traffic.begin()  # forgotten
+            sim.go_to(begin_s)
+            traffic.begin()
+            sim.go_to(end_s)
+            assert traffic.end() == pytest.approx(2e9 * sim.truth_j(0, sim.at(begin_s), sim.at(end_s)), rel=1e-9)
+            assert traffic.end() is None
+        assert sim.samples == 0
+        meter.close()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seconds"),
+    [
+        (Gpu(), 1.0),
+        (Gpu(traffic_b_per_j=1e9, memory_bus_bits=0), 1.0),
+        (Gpu(traffic_b_per_j=1e9), 0.09),
+        (Gpu(traffic_b_per_j=1e9, faults=(Fault("lost", 0.5),)), 1.0),
+        (Gpu(traffic_b_per_j=1e9, faults=(Fault("lost", 0.0, 0.5),)), 1.0),
+    ],
+    ids=["no counters", "bandwidth not told", "too short", "lost meanwhile", "lost at first"],
+)
+def test_memory_traffic_that_is_not_told(gpu, seconds):
+    """What the driver does not tell is None, and nothing is left allocated."""
+    with simulated(gpu) as sim:
+        sim.go_to(0.0)
+        traffic = MemoryTraffic(sim.gpus[0].uuid, sim.now_ns)
+        pynvml.nvmlInit()
+        traffic.begin()
+        sim.go_to(seconds)
+        assert traffic.end() is None
+        pynvml.nvmlShutdown()
+        assert sim.samples == 0

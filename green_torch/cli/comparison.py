@@ -252,6 +252,7 @@ def figures(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
         (f"MFU{rank}", lambda r: percent(r.mfu), "peaks below"),
         (f"HFU{rank}", lambda r: percent(r.hfu), "peaks below"),
         ("Peak memory", lambda r: mebibytes(r.peak_memory_bytes), "torch or the kernel"),
+        ("Memory traffic per step", lambda r: si(r.memory_traffic_per_step_bytes, "B"), "NVML's GPM"),
         ("Attention kernel", lambda r: ", ".join(r.kernels) or UNKNOWN, "one step, watched"),
         ("Final loss", lambda r: UNKNOWN if r.final_loss is None else f"{r.final_loss:.4g}", "last block"),
         ("Temperature", lambda r: UNKNOWN if r.temperature_c is None else f"{r.temperature_c:.0f} °C", "NVML"),

@@ -1,4 +1,4 @@
-"""Watches how hot the GPUs in use are, how fast they are clocked, and what holds them back, while a block runs."""
+"""Watches how hot the GPUs in use are, how fast they are clocked, what holds them back, and their memory's traffic, while a block runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from green_torch.experiment.results import known_sum
 from green_torch.meters.nvml import NvmlMeter, open_meters
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Watch:
     def __init__(self, meters: Sequence[NvmlMeter], now_s: Callable[[], float] = time.monotonic) -> None:
         self._meters = meters
         self._now_s = now_s
+        self._traffic = [meter.memory_traffic() for meter in meters]
         self.begin()
 
     def begin(self) -> None:
@@ -30,6 +32,8 @@ class Watch:
         self._temperatures_c: list[float] = []
         self._clocks_mhz: list[float] = []
         self._reasons: set[str] = set()
+        for traffic in self._traffic:
+            traffic.begin()
 
     def look(self) -> None:
         """Asks, if it is time to."""
@@ -43,11 +47,12 @@ class Watch:
             self._reasons.update(told.throttle_reasons or ())
 
     def told(self) -> dict[str, Any]:
-        """Since the beginning: the highest temperature, the mean clock, and every reason to throttle, named as in a ``Block``."""
+        """Since the beginning, named as in a ``Block``: the highest temperature, the mean clock, every reason to throttle, bytes (once)."""
         return {
             "temperature_c": max(self._temperatures_c, default=None),
             "sm_clock_mhz": math.fsum(self._clocks_mhz) / len(self._clocks_mhz) if self._clocks_mhz else None,
             "throttled": tuple(sorted(self._reasons)),
+            "memory_traffic_bytes": known_sum([traffic.end() for traffic in self._traffic]),
         }
 
 

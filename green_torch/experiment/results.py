@@ -32,8 +32,8 @@ class Block:
 
     ``capacity_flops`` is the peak times the duration: what the device could have done. ``loss`` is ``None`` where the user's own step gives
     none. ``domains_j`` are the joules of each device. ``temperature_c`` is the highest seen, ``sm_clock_mhz`` the mean, and ``throttled``
-    what held the clock back at any look, on any NVIDIA GPU in use; ``None`` and empty where nothing tells. ``n_skipped``
-    steps were left out by the gradient scaler (``None``: not known).
+    what held the clock back at any look, on any NVIDIA GPU in use; ``memory_traffic_bytes`` went between these and their memories;
+    ``None`` and empty where nothing tells. ``n_skipped`` steps were left out by the gradient scaler (``None``: not known).
     """
 
     round: int
@@ -57,6 +57,7 @@ class Block:
     sm_clock_mhz: float | None = None
     throttled: tuple[str, ...] = ()
     n_skipped: int | None = 0
+    memory_traffic_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,11 @@ class VariantResult:
     def throttled(self) -> Mapping[str, int]:
         """What held the clock back, each with the number of blocks in which it did."""
         return Counter(reason for block in self.blocks for reason in block.throttled)
+
+    @property
+    def memory_traffic_per_step_bytes(self) -> float | None:
+        """Bytes a step between the GPUs and their memories; ``None`` where the driver doesn't tell (NVML's GPM: Hopper and later)."""
+        return self._typical("memory_traffic_bytes", "n_steps")
 
     @property
     def n_steps(self) -> int:
@@ -204,7 +210,7 @@ class VariantResult:
             "n_steps", "duration_s", "step_time_s", "energy_per_step_j", "energy_per_token_j", "energy_per_sample_j",
             "emissions_per_step_g", "power_w", "tokens_per_s", "model_flop_per_s", "mfu", "hfu", "final_loss", "peak_memory_bytes",
             "error", "threads", "log_dir", "kernels", "ran", "applied_by_user", "n_skipped", "fits", "temperature_c", "sm_clock_mhz",
-            "throttled",
+            "throttled", "memory_traffic_per_step_bytes",
         )  # fmt: skip
         manifest = self.manifest
         figures: dict[str, Any] = _finite(
@@ -326,6 +332,10 @@ class Comparison:
     def energy(self, name: str) -> Difference | None:
         """Energy per unit of work against the baseline; ``None`` also where energy is not known."""
         return self._difference(name, "energy_j")
+
+    def memory_traffic(self, name: str) -> Difference | None:
+        """Bytes between GPU and memory per unit of work against the baseline; ``None`` also where no counter told them."""
+        return self._difference(name, "memory_traffic_bytes")
 
     @property
     def n_compared(self) -> int:

@@ -111,7 +111,8 @@ def compare(
         region: where the electricity comes from, as in ``green_torch.track``.
         threads: CPU threads of a worker. None: torch's own choice.
         confidence: of the intervals, which hold together with it.
-        loss_tolerance: relative; a variant whose mean loss over the later half differs by more is not the same training.
+        loss_tolerance: relative; a variant whose mean loss over the later half differs by more is not the same training. At a high
+            learning rate rounding alone may drive two trainings so far apart.
         largest_batch: also find each variant's largest batch that fits, and measure it there (:func:`largest_batch`). True: in the
             device's memory; a number: in so many bytes, which a CPU needs.
         track: further arguments of ``green_torch.track``; they must pickle.

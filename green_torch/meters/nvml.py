@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pynvml
 
 from green_torch.errors import MeterError
+from green_torch.meters.gpm import MemoryTraffic
 from green_torch.records import Domain, Method, Reading
 from green_torch.units import J_PER_MJ, NS_PER_S, ns_to_s
 
@@ -249,6 +250,10 @@ class NvmlMeter:
             sm_clock_mhz=_ask(pynvml.nvmlDeviceGetClockInfo, self._handle, pynvml.NVML_CLOCK_SM),
             throttle_reasons=None if mask is None else tuple(text for bit, text in _THROTTLE.items() if mask & bit),
         )
+
+    def memory_traffic(self) -> MemoryTraffic:
+        """Counts the bytes between the GPU and its memory, where the driver has counters for that."""
+        return MemoryTraffic(self.uuid, self._now_ns)
 
     def close(self) -> None:
         """Lets go of NVML; safe to call twice."""

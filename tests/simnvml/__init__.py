@@ -94,7 +94,7 @@ def from_file(path: Path | str, *, repeat: bool = False) -> Wave:
 class Gpu:
     """One simulated GPU; its place among the arguments is its NVML index. ``pids``: compute processes on it, 0 is the caller.
 
-    ``window_s > 0`` makes the counter part-time. ``jitter_s``: each update comes up to that late. ``cost_s``: how long a reading takes.
+    ``traffic_b_per_j > 0`` gives it GPM counters: so many bytes between it and its memory for a joule. ``window_s > 0`` makes the counter part-time. ``jitter_s``: each update comes up to that late. ``cost_s``: how long a reading takes.
     """
 
     wave: Wave = field(default_factory=lambda: constant(200.0))
@@ -106,6 +106,9 @@ class Gpu:
     temperature_c: int = 45
     sm_clock_mhz: int = 1410
     throttle: int = 0
+    memory_bus_bits: int = 5120
+    memory_clock_mhz: int = 1593
+    traffic_b_per_j: float = 0.0
     energy_supported: bool = True
     instant_supported: bool = True
     power_supported: bool = True
@@ -211,6 +214,11 @@ class Sim:
         return int(self.lib.sim_last_update_ns(gpu, t_ns))
 
     # what was asked of it
+
+    @property
+    def samples(self) -> int:
+        """GPM samples that were allocated and not freed."""
+        return int(self.lib.sim_samples())
 
     @property
     def references(self) -> int:

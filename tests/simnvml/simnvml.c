@@ -28,11 +28,11 @@ typedef struct { char uuid[TEXT]; } mig_t;
 typedef struct {
     int index;
     char name[TEXT], uuid[TEXT];
-    unsigned bus, limit_mw, temperature_c, sm_clock_mhz, architecture;
+    unsigned bus, limit_mw, temperature_c, sm_clock_mhz, architecture, memory_bus_bits, memory_clock_mhz;
     unsigned long long throttle;
     int energy_supported, instant_supported, power_supported, pids_denied, mig_mode;
     ns_t period, phase, jitter, window, power_period, instant_window, average_window;
-    double quantum_mj, gain, base_j;
+    double quantum_mj, gain, base_j, traffic_b_per_j;
     ns_t cost;
     int n_points, cap_points, repeat;
     point_t *points;
@@ -187,6 +187,9 @@ static int set_gpu(gpu_t *g, const char *key, char *rest) {
     else if (!strcmp(key, "power_limit_w")) g->limit_mw = (unsigned)lround(number * 1000);
     else if (!strcmp(key, "temperature_c")) g->temperature_c = (unsigned)number;
     else if (!strcmp(key, "sm_clock_mhz")) g->sm_clock_mhz = (unsigned)number;
+    else if (!strcmp(key, "memory_bus_bits")) g->memory_bus_bits = (unsigned)number;
+    else if (!strcmp(key, "memory_clock_mhz")) g->memory_clock_mhz = (unsigned)number;
+    else if (!strcmp(key, "traffic_b_per_j")) g->traffic_b_per_j = number;
     else if (!strcmp(key, "architecture")) g->architecture = (unsigned)number;
     else if (!strcmp(key, "throttle")) g->throttle = (unsigned long long)number;
     else if (!strcmp(key, "energy_supported")) g->energy_supported = (int)number;
@@ -511,7 +514,43 @@ int nvmlDeviceGetTemperatureV(void *handle, temperature_t *out) {
     return OK;
 }
 int nvmlDeviceGetClockInfo(void *handle, int type, unsigned *out) { (void)type; ENTER; *out = g->sm_clock_mhz; return g->sm_clock_mhz ? OK : NOT_SUPPORTED; }
-int nvmlDeviceGetMaxClockInfo(void *handle, int type, unsigned *out) { return nvmlDeviceGetClockInfo(handle, type, out); }
+int nvmlDeviceGetMaxClockInfo(void *handle, int type, unsigned *out) {
+    if (type != 2) return nvmlDeviceGetClockInfo(handle, type, out);
+    ENTER;
+    *out = g->memory_clock_mhz;
+    return g->memory_clock_mhz ? OK : NOT_SUPPORTED;
+}
+int nvmlDeviceGetMemoryBusWidth(void *handle, unsigned *out) { ENTER; *out = g->memory_bus_bits; return g->memory_bus_bits ? OK : NOT_SUPPORTED; }
+
+/* ---- GPM: bytes to and from the memory go with the joules, `traffic_b_per_j` (0: no such counters) ---- */
+
+typedef struct { ns_t t; const gpu_t *g; } sample_t;
+typedef struct {
+    unsigned version, count;
+    sample_t *first, *second;
+    struct { unsigned id; int rc; double value; const char *info[3]; } metric[1]; /* as many as the caller has room for */
+} metrics_t;
+static int n_samples;
+int sim_samples(void) { return n_samples; } /* allocated, not freed */
+int nvmlGpmQueryDeviceSupport(void *handle, unsigned out[2]) { ENTER; out[1] = g->traffic_b_per_j > 0; return OK; }
+int nvmlGpmSampleAlloc(sample_t **out) { *out = calloc(1, sizeof **out); n_samples++; return OK; }
+int nvmlGpmSampleFree(sample_t *sample) { free(sample); n_samples--; return OK; }
+int nvmlGpmSampleGet(void *handle, sample_t *sample) {
+    ENTER;
+    if (g->traffic_b_per_j <= 0) return NOT_SUPPORTED;
+    sample->t = sim_now_ns();
+    sample->g = g;
+    return OK;
+}
+int nvmlGpmMetricsGet(metrics_t *asked) {
+    const sample_t *a = asked->first, *b = asked->second;
+    if (asked->version != 1 || asked->count != 1 || !a || !b || a->g != b->g || a->t >= b->t) return INVALID_ARGUMENT;
+    double bytes = a->g->traffic_b_per_j * (energy_at(a->g, b->t) - energy_at(a->g, a->t));
+    double most = 2e6 * a->g->memory_clock_mhz * a->g->memory_bus_bits / 8 * (double)(b->t - a->t) * 1e-9;
+    asked->metric[0].rc = asked->metric[0].id == 10 ? OK : NOT_SUPPORTED;
+    asked->metric[0].value = 100 * bytes / most;
+    return OK;
+}
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *out) { ENTER; *out = g->throttle; return OK; }
 int nvmlDeviceGetCurrentClocksEventReasons(void *handle, unsigned long long *out) { ENTER; *out = g->throttle; return OK; }
 int nvmlDeviceGetUtilizationRates(void *handle, unsigned out[2]) { ENTER; out[0] = 100; out[1] = 50; return OK; }
