@@ -260,7 +260,7 @@ def prepare() -> None:
     os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
     logging.disable(logging.CRITICAL)
     with simulated(Gpu()), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
-        for name in ("codecarbon", "zeus.monitor", "green_torch.tracker"):
+        for name in ("torch", "codecarbon", "zeus.monitor", "green_torch.tracker"):  # torch: as in every training
             importlib.import_module(name)
 
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ def _version(name: str) -> str | None:
         return None
 
 
+@cache
 def _commit() -> str:
+    """What ran: before the first result was written, which makes the tree dirty."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
