@@ -1,6 +1,6 @@
 """Joules of single steps against a known truth: green_torch beside zeus and codecarbon's tasks, on a simulated NVML.
 
-``python benchmarks/accuracy.py`` (12 minutes; ``--quick``: one). Needs the ``bench`` extra and a C compiler. Simulated GPUs follow a
+``python benchmarks/accuracy.py`` (13 minutes; ``--quick``: one). Needs the ``bench`` extra and a C compiler. Simulated GPUs follow a
 known power; green_torch and zeus (with and without ``approx_instant_energy``, not synchronising) mark the same steps of one loop,
 codecarbon's tasks those of another loop on the same waves and phases, since a task costs a millisecond. Everything runs in real time.
 """
@@ -34,6 +34,7 @@ BUSY_S = {0.005: 1.2, 0.023: 2.0, 0.053: 3.0, 0.110: 3.3, 0.190: 4.5}
 PHASES = 20
 OURS, ZEUS, APPROX, CARBON = TOOLS = ("green_torch", "zeus", "zeus, approx_instant_energy", "codecarbon tasks")
 COSTS = ("green", "green auto", "green thread", "zeus", "zeus approx", "codecarbon")
+ROUNDS = 5  # of the cost of each tool, in turn: other guests of the machine make one round dearer than the next
 JOB_LIMIT_S = 60.0
 
 Cell = tuple[bool, str, float, float]  # busy, wave, period, step
@@ -218,13 +219,13 @@ def verdicts(
                     "measured": f"{median_us:.0f} µs ({cost['counter_ms']:.0f} ms counter, idle)",
                 }
             )
-            child, threads = cost["child_core_share"], cost["threads_core_share"]
+            child, threads, rounds = cost["child_core_share"], cost["threads_core_share"], cost["sampler_rounds"]
             out.append(
                 {
                     "target": "sampler at most 1 % of a core",
                     "met": child + threads <= 0.01,
-                    "measured": f"{child + threads:.2%} ({cost['counter_ms']:.0f} ms counter): the child {child:.2%}, "
-                    f"the thread that takes its readings {threads:.2%}",
+                    "measured": f"{child + threads:.2%} ({cost['counter_ms']:.0f} ms counter; {min(rounds):.2%} to {max(rounds):.2%} in "
+                    f"{len(rounds)} rounds): the child {child:.2%}, the thread that takes its readings {threads:.2%}",
                 }
             )
     return out
@@ -277,6 +278,19 @@ def _beside_zeus(
     return out
 
 
+def _cost(job: Job, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a tool costs: medians over its rounds."""
+    calls = [next(iter(one["tools"].values()))["cost_us"] for one in rounds]
+    return {
+        "tools": job.tools,
+        "busy": job.busy,
+        "counter_ms": 1e3 * job.sources[0].period_s,
+        "cost_us": {name: statistics.median(call[name] for call in calls) for name in ("median", "p95")},
+        **{name: statistics.median(one[name] for one in rounds) for name in ("child_core_share", "threads_core_share")},
+        "sampler_rounds": [one["child_core_share"] + one["threads_core_share"] for one in rounds],
+    }
+
+
 def main() -> None:
     """Runs everything and writes ``results/<device>/accuracy.*``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -293,24 +307,17 @@ def main() -> None:
     results += run_all(plan("windows", busy_s, phases, 2, busy=True), slots=1)
     results += run_all(plan("codecarbon", busy_s, phases, 2, busy=True), slots=2)
     cost_jobs = [
-        Job(tools, 0.053, 12.0 if tools == "green auto" and not busy else 3.0, busy, (Source("training", period_s, 0),))
+        Job(tools, 0.053, 4.0 if tools == "green auto" and not busy else 2.0, busy, (Source("training", period_s, 0),))
         for tools in COSTS
         for busy in (False, True)
         for period_s in PERIODS_S
         if period_s == PERIODS_S[1] or (tools == "green auto" and not busy)
         if not (quick and busy)
     ]
-    costs = [
-        {
-            "tools": job.tools,
-            "busy": job.busy,
-            "counter_ms": 1e3 * job.sources[0].period_s,
-            "cost_us": next(iter(result["tools"].values()))["cost_us"],
-            "child_core_share": result["child_core_share"],
-            "threads_core_share": result["threads_core_share"],
-        }
-        for job, result in run_all(cost_jobs, slots=1)
-    ]
+    rounds: dict[Job, list[dict[str, Any]]] = defaultdict(list)
+    for job, result in run_all(cost_jobs * (1 if quick else ROUNDS), slots=1):
+        rounds[job].append(result)
+    costs = [_cost(job, found) for job, found in rounds.items()]
     cells = collect(results)
     means = {
         cell: {
@@ -391,7 +398,7 @@ Each column reads: {" / ".join(TOOLS)}. Mean over {phases} random counter phases
 
 {costs_table}
 
-"green": a record per step; "green auto": records thin out, as by default; "green thread": without the child process.
+Medians of {len(costs[0]["sampler_rounds"])} rounds in turn. "green": a record per step; "green auto": records thin out, as by default; "green thread": without the child process.
 
 ## How
 

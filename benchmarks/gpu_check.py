@@ -375,7 +375,7 @@ def utilisation(*, dry: bool) -> Part:
     rows, flops = [], {}
     for result in compared.results:
         if result.error or not result.blocks:
-            rows.append([result.name, f"failed: {result.error}", *[""] * 6])
+            rows.append([result.name, f"failed: {result.error}", *[""] * 8])
             continue
         per_step = result.model_flop_per_s * result.step_time_s if result.model_flop_per_s and result.step_time_s else None
         flops[result.name] = per_step
@@ -391,6 +391,8 @@ def utilisation(*, dry: bool) -> Part:
                         ("{:.4g}", result.model_flop_per_s),
                         ("{:.1%}", result.mfu),
                         ("{:.1%}", result.hfu),
+                        ("{:.4g}", result.peak_memory_bytes),
+                        ("{:.4g}", result.memory_traffic_per_step_bytes),  # NVML's GPM: Hopper and later
                     )
                 ),
                 "; ".join(f"{peak.flop_per_s:.3g} ({peak.basis})" for peak in result.peaks),
@@ -403,7 +405,18 @@ def utilisation(*, dry: bool) -> Part:
     passed = same and len(known) == len(compared.results)
     if expected is not None:
         passed &= all(abs(value / expected - 1) < 1e-3 for value in known)
-    header = ["variant", "s a step", "J a step", "model FLOPs a step", "model FLOP/s", "MFU", "HFU", "peak FLOP/s"]
+    header = [
+        "variant",
+        "s a step",
+        "J a step",
+        "model FLOPs a step",
+        "model FLOP/s",
+        "MFU",
+        "HFU",
+        "peak bytes",
+        "bytes to and from memory a step",
+        "peak FLOP/s",
+    ]
     body = table(header, rows) + f"\n\nThe comparison's headline is {compared.headline}."
     return Part(body, passed, {"expected_model_flops": expected, "comparison": compared.to_dict()})
 

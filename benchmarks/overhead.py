@@ -1,6 +1,6 @@
 """What measuring costs the loop: ``tracker.step()`` beside codecarbon's tasks and Lightning's ThroughputMonitor, in one run.
 
-``python benchmarks/overhead.py`` (about four minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
+``python benchmarks/overhead.py`` (about six minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
 changing order; what is timed is the tool's own call on the training thread. Also: the time of ``import green_torch``, and what a
 run of a million steps adds to memory.
 """
@@ -8,7 +8,6 @@ run of a million steps adds to memory.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -35,7 +34,8 @@ STEP_S = 0.005
 STEPS = 300
 ROUNDS = 4
 MILLION = 1_000_000
-PAIRS = 8  # of fits, and of blocks of two ranks, with and without green_torch
+PAIRS = 8  # of fits with and without green_torch
+RANK_PAIRS = 16  # of blocks of two ranks
 BLOCK = 200  # steps of each that count
 CADENCES: dict[str, int | Literal["auto"]] = {"a record per step": 1, "records as they come by default": "auto"}
 
@@ -114,6 +114,24 @@ def lightning_throughput() -> Iterator[Step]:
         fabric.logger.finalize("success")
 
 
+def steady(work: Step) -> Step:
+    """As much of the work as takes a step by itself. What others take from it shows, as it would not in a loop by the clock."""
+
+    def once() -> float:
+        before = time.perf_counter()
+        for _ in range(50):
+            work()
+        return (time.perf_counter() - before) / 50
+
+    count = round(STEP_S / min(once() for _ in range(100)))
+
+    def step() -> None:
+        for _ in range(count):
+            work()
+
+    return step
+
+
 def timed(tool: Callable[[], contextlib.AbstractContextManager[Step]], work: Step) -> list[float]:
     """Seconds of the tool's call, after each of ``STEPS`` steps of 5 ms."""
     costs = []
@@ -128,8 +146,8 @@ def timed(tool: Callable[[], contextlib.AbstractContextManager[Step]], work: Ste
     return costs[20:]  # the first records are one per step and open files
 
 
-def lightning_fit(work: Step, *, monitored: bool) -> tuple[list[float], list[float]]:
-    """A fit of 5 ms steps with TensorBoard, the loss and our values at every step: seconds of our hooks, and of whole steps."""
+def lightning_fit(step: Step, *, monitored: bool) -> tuple[list[float], float]:
+    """A fit of 5 ms steps with TensorBoard, the loss and our values at every step: seconds of our hooks, and of a whole step, in the mean."""
     import lightning.pytorch as pl
 
     from green_torch.lightning import GreenMonitor
@@ -143,8 +161,7 @@ def lightning_fit(work: Step, *, monitored: bool) -> tuple[list[float], list[flo
 
         def training_step(self, batch: torch.Tensor, _index: int) -> torch.Tensor:
             starts.append(time.perf_counter())
-            while time.perf_counter() < starts[-1] + STEP_S:
-                work()
+            step()
             loss = self.layer(batch).square().mean()
             self.log("loss", loss)
             return loss
@@ -180,40 +197,40 @@ def lightning_fit(work: Step, *, monitored: bool) -> tuple[list[float], list[flo
             **off,
         )
         trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8 * (BLOCK + 20), 128), batch_size=8))
-    return hooks[20:], [after - before for before, after in itertools.pairwise(starts)][20:]
+    return hooks[20:], (starts[-1] - starts[20]) / (len(starts) - 21)
 
 
 def one_rank(result: Path) -> None:
-    """One of two ranks: DDP over gloo, blocks of 5 ms steps with and without a tracker in changing order; rank 0 writes their medians."""
+    """One of two ranks: DDP over gloo, blocks of 5 ms steps with and without a tracker in changing order; rank 0 writes their means."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     torch.set_num_threads(1)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(128, 128))
     a = torch.randn(8, 128)
+    work = steady(lambda: model.module(a))
 
     def steps(tracker: green_torch.Tracker) -> float:
-        seconds = []
-        for _ in range(2 * BLOCK):
-            begin = time.perf_counter()
-            while time.perf_counter() < begin + STEP_S:
-                model.module(a)
+        begin = 0.0
+        for number in range(2 * BLOCK):
+            if number == BLOCK:  # by then records thin out, where they may
+                begin = time.perf_counter()
+            work()
             model(a).square().mean().backward()  # the ranks meet here
             tracker.step(tokens=1024)
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds[BLOCK:])  # by then records thin out, where they may
+        return (time.perf_counter() - begin) / BLOCK
 
     found: dict[str, dict[str, list[float]]] = {}
     for name, every in CADENCES.items():
-        medians: dict[bool, list[float]] = {True: [], False: []}
-        for round_ in range(PAIRS):
+        means: dict[bool, list[float]] = {True: [], False: []}
+        for round_ in range(RANK_PAIRS):
             for tracked in (True, False) if round_ % 2 else (False, True):
                 with (
                     tempfile.TemporaryDirectory() as folder,
                     green_torch.track(log_dir=folder, intensity=100.0, log_every_n_steps=every, enabled=tracked) as tracker,
                 ):
                     torch.distributed.barrier()
-                    medians[tracked].append(steps(tracker))
-        found[name] = {"with_s": medians[True], "without_s": medians[False]}
+                    means[tracked].append(steps(tracker))
+        found[name] = {"with_s": means[True], "without_s": means[False]}
     if rank == 0:
         result.write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
@@ -239,7 +256,7 @@ def two_processes() -> dict[str, dict[str, list[float]]]:
 
 
 def longer(without_s: list[float], with_s: list[float]) -> tuple[str, dict[str, float | None]]:
-    """How much longer steps took with green_torch, of medians of blocks in changing order, in words and in seconds."""
+    """How much longer steps took with green_torch, of means over blocks in changing order, in words and in seconds."""
     gaps = [1.0 if round_ % 2 == 0 else -1.0 for round_ in range(len(with_s))]  # in even rounds the one without came first
     found = paired_difference(without_s, with_s, relative=False, gaps=gaps)
     lo_s, hi_s = found.lo or 0.0, found.hi or 0.0
@@ -321,13 +338,14 @@ def main() -> None:
             costs[name] += timed(tools[name], work)
     monitor = "GreenMonitor in a fit, TensorBoard + JSONL, FLOPs counted, a record per step"
     costs[monitor] = []
-    medians: dict[bool, list[float]] = {True: [], False: []}
+    means: dict[bool, list[float]] = {True: [], False: []}
+    step = steady(work)
     for round_ in range(PAIRS):
         for monitored in (True, False) if round_ % 2 else (False, True):
-            hooks, steps = lightning_fit(work, monitored=monitored)
+            hooks, whole_s = lightning_fit(step, monitored=monitored)
             costs[monitor] += hooks if monitored else []
-            medians[monitored].append(statistics.median(steps))
-    fits, fits_s = longer(medians[False], medians[True])
+            means[monitored].append(whole_s)
+    fits, fits_s = longer(means[False], means[True])
     rows = []
     result = {}
     for name, seconds in costs.items():
@@ -341,9 +359,9 @@ def main() -> None:
     body = (
         table(["per step of 5 ms", "median µs", "95th µs", "mean µs", "mean, share of the step"], rows)
         + "\n\nOn the training thread; for each tool the calls of several rounds, in changing order. The hooks of GreenMonitor are timed alone; "
-        + "whole steps, below, bear its threads as well.\n\n"
+        + "whole steps, below, are a fixed amount of work and bear its threads as well.\n\n"
         + table(
-            ["how much longer a whole step took", "medians of blocks with and without, in changing order"],
+            ["how much longer a whole step took", "means over blocks with and without, in changing order"],
             [
                 [monitor, fits],
                 *([f"two ranks of DDP over gloo, a tracker on each, {name}", words] for name, (words, _) in ranks.items()),

@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from green_torch.experiment.results import known_sum
+from green_torch.experiment.results import whole_sum
 from green_torch.meters.nvml import NvmlMeter, open_meters
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Watch:
             "temperature_c": max(self._temperatures_c, default=None),
             "sm_clock_mhz": math.fsum(self._clocks_mhz) / len(self._clocks_mhz) if self._clocks_mhz else None,
             "throttled": tuple(sorted(self._reasons)),
-            "memory_traffic_bytes": known_sum([traffic.end() for traffic in self._traffic]),
+            "memory_traffic_bytes": whole_sum([traffic.end() for traffic in self._traffic]),
         }
 
 

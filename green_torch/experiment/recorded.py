@@ -23,9 +23,9 @@ from green_torch.experiment.results import (
     Comparison,
     Saving,
     VariantResult,
-    known_sum,
     project,
     saving_of,
+    whole_sum,
 )
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
@@ -165,9 +165,9 @@ class _Run:
         """Tokens or samples of all ranks together a step; ``None`` where they were not counted."""
         shares = []
         for kept in self.ranks:
-            amount = known_sum(getattr(one.record, unit) for one in kept)
+            amount = whole_sum(getattr(one.record, unit) for one in kept)
             shares.append(None if amount is None else amount / sum(one.record.n_steps for one in kept))
-        return known_sum(shares)
+        return whole_sum(shares)
 
 
 def compare_runs(
@@ -418,7 +418,7 @@ def _block(number: int, ranks: Sequence[Sequence[_Kept]], pue: float, point: Int
     records = [one.record for kept in ranks for one in kept]
 
     def total(value: Callable[[StepRecord], float | None]) -> float | None:
-        return known_sum(value(record) for record in records)
+        return whole_sum(value(record) for record in records)
 
     energy_j = total(lambda record: record.energy_j)
     bounds = _bounds([one for kept in ranks for one in kept])
@@ -466,8 +466,8 @@ def _bounds(kept: Sequence[_Kept]) -> Bounds | None:
 
 
 def _stretch_bounds(stretch: Sequence[_Kept]) -> Bounds | None:
-    lows = known_sum(one.record.energy_lo_j for one in stretch)
-    highs = known_sum(one.record.energy_hi_j for one in stretch)
+    lows = whole_sum(one.record.energy_lo_j for one in stretch)
+    highs = whole_sum(one.record.energy_hi_j for one in stretch)
     if lows is None or highs is None:
         return None
     start = stretch[0].before.totals.phase(Phase.TRAIN) if stretch[0].before else None
@@ -485,7 +485,7 @@ def _stretch_bounds(stretch: Sequence[_Kept]) -> Bounds | None:
 def _whole(run: _Run, unit: str) -> Bounds | None:
     """What the meters warrant of the whole run's joules per unit of work."""
     bounds = [found for kept in run.ranks if (found := _bounds(kept))]
-    work = known_sum(getattr(record, unit) for record in run.records())
+    work = whole_sum(getattr(record, unit) for record in run.records())
     if len(bounds) < len(run.ranks) or not work:
         return None
     return math.fsum(lo for lo, _ in bounds) / work, math.fsum(hi for _, hi in bounds) / work

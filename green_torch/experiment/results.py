@@ -591,7 +591,7 @@ def _rate(blocks: Sequence[Block], quantity: str, unit: str) -> float | None:
     rates = _rates(blocks, quantity, unit)
     if rates is None or min(rates) < 0:
         return None
-    return _ratio(*(known_sum(getattr(block, name) for block in blocks) for name in (quantity, unit)))
+    return _ratio(*(whole_sum(getattr(block, name) for block in blocks) for name in (quantity, unit)))
 
 
 def _bounds(blocks: Sequence[Block], unit: str) -> list[tuple[float, float]] | None:
@@ -657,7 +657,7 @@ def _saved_of(base: Range | None, difference: Difference | None) -> Range | None
 def _mean(values: Iterable[float | None]) -> float | None:
     """The mean, or ``None`` where one is not known or there is none."""
     found = list(values)
-    total = known_sum(found)
+    total = whole_sum(found)
     return None if total is None else total / len(found)
 
 
@@ -669,7 +669,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
 
 
-def known_sum(values: Iterable[float | None]) -> float | None:
+def whole_sum(values: Iterable[float | None]) -> float | None:
     """The sum, or ``None`` where one is not known."""
     found = list(values)
     return None if not found or None in found else math.fsum(value for value in found if value is not None)

@@ -20,7 +20,7 @@ from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied
 from green_torch.experiment.conditions import watch
 from green_torch.experiment.kernels import Seen, seen
-from green_torch.experiment.results import NOT_FIT, Block, built_in, known_sum
+from green_torch.experiment.results import NOT_FIT, Block, built_in, whole_sum
 from green_torch.experiment.variants import Build, UserStep, Variant, Workload
 from green_torch.records import Item, Manifest, Phase, RunSummary, StepRecord
 from green_torch.sinks.codec import plain
@@ -319,7 +319,7 @@ class _Bench:
             self._mark(tracker, *trained, wait=number == n_steps - 1)
         duration_s = time.monotonic() - start_s
         losses = [None if loss is None else float(loss) for loss in self._losses[-n_steps:]]
-        total, after = known_sum(losses), self.trainee.skipped()
+        total, after = whole_sum(losses), self.trainee.skipped()
         return _Span(
             first_step,
             self._n_steps - 1,
@@ -404,7 +404,7 @@ def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
     whole = sum(record.n_steps for record in records) == n_steps
 
     def total(name: str) -> float | None:
-        return known_sum(getattr(record, name) for record in records) if whole else None
+        return whole_sum(getattr(record, name) for record in records) if whole else None
 
     def count(name: str) -> int | None:
         found = total(name)
@@ -421,7 +421,7 @@ def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
         emissions_g=total("emissions_g"),
         model_flops=total("model_flops"),
         hardware_flops=total("hardware_flops"),
-        capacity_flops=known_sum(_product(record.peak_flop_per_s, record.duration_s) for record in records) if whole else None,
+        capacity_flops=whole_sum(_product(record.peak_flop_per_s, record.duration_s) for record in records) if whole else None,
         tokens=count("tokens"),
         samples=count("samples"),
         loss=span.loss,

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pynvml
 
-from green_torch.units import ns_to_s
+from green_torch.units import BITS_PER_BYTE, HZ_PER_MHZ, ns_to_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LEAST_S = 0.1  # NVML's, between two samples
-_HZ_PER_MHZ = 1e6
-_BITS_PER_BYTE = 8
 _FAILURES = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError, AttributeError)  # the last: a pynvml that has no GPM
 
 
@@ -80,4 +78,4 @@ def _share(first: Any, second: Any) -> float | None:
 def _bandwidth(handle: Any) -> float:
     """Bytes a second."""
     clock_mhz = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
-    return float(2 * clock_mhz * _HZ_PER_MHZ * pynvml.nvmlDeviceGetMemoryBusWidth(handle) / _BITS_PER_BYTE)
+    return float(2 * clock_mhz * HZ_PER_MHZ * pynvml.nvmlDeviceGetMemoryBusWidth(handle) / BITS_PER_BYTE)
