@@ -59,7 +59,7 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 IMPORTERS = {
     "typer": {"cli"},
     "rich": {"cli"},
-    "pynvml": {"meters/nvml.py"},
+    "pynvml": {"meters/nvml.py", "meters/gpm.py"},
     "codecarbon": {"meters/codecarbon.py", "intensity/codecarbon_tables.py", "cli/report_codecarbon.py"},
     "pycountry": {"intensity/codecarbon_tables.py", "cli/report_codecarbon.py"},
     "matplotlib": {"cli/report_plot.py"},

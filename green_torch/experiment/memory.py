@@ -78,7 +78,7 @@ def largest_batch(
         variant: a :class:`Variant`, or its name.
         memory_bytes: what must hold it. None: all memory of the accelerator; a CPU needs a number, which the process's peak resident
             memory (torch's own libraries included) is held against.
-        measure: then train 10 blocks at that size, alone, as :func:`compare` does; the result is that of a variant "name@size".
+        measure: then train 8 blocks at that size, alone, as :func:`compare` does; the result is that of a variant "name@size".
         most: no larger batch is tried.
         seed: for the weights and the data.
         threads: CPU threads. None: torch's own choice.

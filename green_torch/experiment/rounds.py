@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from green_torch.records import Manifest
 
-BLOCKS = 10
+BLOCKS = 8
 MOST_BLOCKS = 200  # where the width of the interval decides
 BUDGET_S = 40.0
 _BLOCK_S = 2.5  # of each variant, where nothing else says how long: tens of updates of a counter
@@ -97,7 +97,7 @@ def compare(
             :class:`Workload`, to which the variant is applied here, or a callable that takes one optimizer step (``UserStep``), to
             which it has applied the variant itself.
         variants: :class:`Variant`s, or names for :func:`parse_variant`; the first is the baseline.
-        blocks: blocks of each variant, each in another round; one gives no interval. None: 10. With ``until``, the most (None: 200).
+        blocks: blocks of each variant, each in another round; one gives no interval. None: 8. With ``until``, the most (None: 200).
         steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit the time, judged by the warm-up.
         until: stop as soon as the interval of every variant had at most this half-width (0.01: 1 %) at two looks in a row, the first
             of them after 10 rounds. The rule looks at the width alone, and the intervals allow for the looking
