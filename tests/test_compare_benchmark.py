@@ -99,6 +99,25 @@ def test_memory_traffic_that_was_counted(gigabytes, times, reading):
     assert told_reading.startswith(f"{reading}; bf16+flash: 1.25 ×")
 
 
+@pytest.mark.parametrize(
+    ("mfu", "same", "reading"),
+    [
+        (0.9, True, "holds: from fp32's 10.0 % to 90.0 % (bf16)"),
+        (0.05, True, "does not hold here: from fp32's 10.0 % to 5.00 % (bf16)"),
+        (0.9, False, "nothing to rank from fp32's 10.0 %"),
+    ],
+)
+def test_only_mfus_over_the_same_peaks_are_ranked(mfu, same, reading):
+    """A high MFU of the baseline, or one over other peaks, is no rise."""
+    base, plain, _ = three().results
+    manifest = replace(plain.manifest, peaks=base.manifest.peaks) if same else plain.manifest
+    base, plain = (
+        replace(one, blocks=tuple(replace(block, model_flops=share * block.capacity_flops) for block in one.blocks))
+        for one, share in ((base, 0.1), (replace(plain, manifest=manifest), mfu))
+    )
+    assert row(told(replace(three(), results=(base, plain))), "MFU rises")[2].startswith(reading)
+
+
 def with_option(name: str, times: list[float], **fields: object) -> Comparison:
     """BF16 with flash attention, and the same with one more option."""
     return replace(three(), results=(*three().results, result(f"bf16+flash+{name}", times, method=Method.COUNTER, **fields)))
