@@ -73,6 +73,11 @@ class DeviceMarker:
         self._rate = 0.0  # host ns gained per device ns, from the last two anchors
         self._next_anchor_ns = 0
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the device was given up, so that boundaries are the host's."""
+        return self._over
+
     def mark(self) -> int:
         """Marks a boundary; the host's nanoseconds returned are provisional, and the key to :meth:`resolve`."""
         if self._over:
