@@ -113,9 +113,12 @@ class DeviceMarker:
         event = self._events.record(aside=True)
         if event is None:
             return
-        after_ns = self._now_ns()
-        while not self._events.done(event) and after_ns - before_ns < _ANCHOR_WIDEST_NS:
-            after_ns = self._now_ns()
+        done, after_ns = False, before_ns
+        while not done and after_ns - before_ns < _ANCHOR_WIDEST_NS:
+            done = self._events.done(event)
+            after_ns = (
+                self._now_ns()
+            )  # after the answer: the event may pass while it is asked for, or this thread wait for its turn
         if after_ns - before_ns >= _ANCHOR_WIDEST_NS:
             self._events.release(event)
             self._next_anchor_ns = before_ns + _ANCHOR_RETRY_NS
