@@ -544,10 +544,11 @@ def utilisation(*, dry: bool) -> Part:
         "peak FLOP/s",
     ]
     counts = not dry and torch.version.cuda is not None and torch.cuda.get_device_capability() >= (9, 0)
-    told = sum(result.memory_traffic_per_step_bytes is not None for result in compared.results)
+    told, n_variants = sum(one.memory_traffic_per_step_bytes is not None for one in compared.results), len(compared.results)
     body = table(header, rows) + (
-        f"\n\nThe comparison's headline is {compared.headline}. What went to and from memory was told of {told} of {len(names)} "
-        f"variants; this GPU {'is of Hopper or later and should tell' if counts else 'is not known to tell'} (NVML's GPM)."
+        f"\n\nThe comparison's headline is {compared.headline}. What went to and from memory (NVML's GPM) was told of {told} of "
+        f"{n_variants} variants"
+        + (", though this GPU, of Hopper or later, counts it." if counts and told < n_variants else ".")
     )
     traffic = {"expected": counts, "variants_told": told}
     return Part(body, passed, {"expected_model_flops": expected, "memory_traffic": traffic, "comparison": compared.to_dict()})
