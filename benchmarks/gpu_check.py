@@ -49,7 +49,10 @@ if TYPE_CHECKING:
 DEADLINE_S = 540.0  # of the ten minutes that such a machine is lent for at a time
 TESTS_AT_MOST_S = 150.0
 GPT_124M_MODEL_FLOPS = 7_001_333_563_392  # a step of 8 x 1024 tokens, attention in full: FACTS.md, 3
-SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize")
+RECORDS = ("cudaEventRecord", "hipEventRecord")
+AT_MOST_US = 1_000.0  # that a boundary may be off
+BRACKET_AT_MOST_US = 1_500.0  # an anchor's 300 µs, and twice 100 ppm of the five seconds to the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +119,30 @@ def quantiles(values: list[float]) -> tuple[float, float]:
 
 
 def counter(*, dry: bool) -> Part:
-    """The counter's update period, a reading's cost, agreement with integrated power, and whether it is part-time."""
+    """The counter's update period, a reading's cost, agreement with integrated power, and whether it is part-time: all must be known.
+
+    A dry run has nothing to make bursts with, so that whether the counter is part-time stays open.
+    """
     with driver(dry=dry):
         found, missing = calibrate_gpus(1.0 if dry else 12.0, keep=not dry)
     rows = [[name, text] for one in found for name, text in one.lines()]
     body = table(["", ""], rows) + "".join(f"\n\nmissing: {text}" for text in missing)
-    return Part(body, bool(found), {"gpus": [asdict(one) for one in found], "missing": missing})
+    known = [
+        one.period_median_s is not None and one.agreement is not None and (dry or one.part_time is not None) for one in found
+    ]
+    return Part(body, bool(found) and all(known), {"gpus": [asdict(one) for one in found], "missing": missing})
 
 
 def synchronisation(*, dry: bool) -> Part:
-    """A tracked loop while every synchronisation is an error, then under the profiler beside an untracked one; ``step()``'s cost."""
+    """A tracked loop while every synchronisation is an error, then under the profiler beside an untracked one; ``step()``'s cost.
+
+    An error of our own calls, such as one of these, leaves the device for the host's clock: that must not have happened by the end.
+    The profiler must see an event for each step.
+    """
     device = "cpu" if dry else "cuda"
     model, step = training(device)
     n_steps = 20 if dry else 500
+    n_profiled = n_steps // 5
     costs_us: list[float] = []
     with driver(dry=dry), meter_here() as meter:
         with green_torch.track(model, meters=[meter], intensity=100, log_every_n_steps=1) as tracker:
@@ -145,22 +159,29 @@ def synchronisation(*, dry: bool) -> Part:
             with sync_is_an_error(device):
                 tracked(n_steps)
             median_us, p95_us = quantiles(costs_us)
-            ours = synchronisations(device, lambda: tracked(n_steps // 5))
-        theirs = synchronisations(device, lambda: [step() for _ in range(n_steps // 5)])
+            waits, records = calls(device, lambda: tracked(n_profiled))
+        their_waits, their_records = calls(device, lambda: [step() for _ in range(n_profiled)])
+    on_device = tracker._boundaries.on_device  # noqa: SLF001 - a user has no use for it
     mode = "on the CPU, which has nothing to wait for" if dry else "with torch.cuda.set_sync_debug_mode('error')"
     body = (
-        f"{n_steps} tracked steps passed {mode}. Under the profiler a loop of {n_steps // 5} "
-        f"steps made {ours} synchronising calls with tracking and {theirs} without. `step()` took {median_us:.1f} µs "
-        f"(median; 95th percentile {p95_us:.1f} µs) on the training thread."
-    )
+        f"{n_steps} tracked steps passed {mode}, and at the end boundaries were {'the device' if on_device else 'the host'}'s. Under "
+        f"the profiler a loop of {n_profiled} steps made {waits} synchronising calls with tracking and {their_waits} without, and "
+        f"recorded {records} events with and {their_records} without. `step()` took {median_us:.1f} µs (median; 95th percentile "
+        f"{p95_us:.1f} µs) on the training thread."
+    ) + "".join(f"\n\nwarning: {text}" for text in tracker.summary().warnings)
     result = {
         "steps": n_steps,
-        "syncs_tracked": ours,
-        "syncs_untracked": theirs,
+        "steps_profiled": n_profiled,
+        "on_device": on_device,
+        "syncs_tracked": waits,
+        "syncs_untracked": their_waits,
+        "events_tracked": records,
+        "events_untracked": their_records,
         "step_median_us": median_us,
         "step_p95_us": p95_us,
+        "warnings": tracker.summary().warnings,
     }
-    return Part(body, ours <= theirs, result)
+    return Part(body, waits <= their_waits and (dry or (on_device and records >= their_records + n_profiled)), result)
 
 
 @contextlib.contextmanager
@@ -177,62 +198,164 @@ def sync_is_an_error(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def synchronisations(device: str, run: Callable[[], object]) -> int:
-    """CUDA calls that wait for the device while ``run`` runs, as the profiler sees them (its own at the end included)."""
+def calls(device: str, run: Callable[[], object]) -> tuple[int, int]:
+    """CUDA calls that wait for the device (the profiler's own at the end included) and that record an event, while ``run`` runs."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     with profile(activities=activities) as prof:
         run()
-    return sum(event.name in SYNCS for event in prof.events())
+    names = [event.name for event in prof.events()]
+    return sum(name.startswith(WAITS) for name in names), sum(name.startswith(RECORDS) for name in names)
+
+
+class GpuQueue:
+    """The GPU's queue, and a user's own events in it."""
+
+    def __init__(self) -> None:
+        self._a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+        self._out = torch.empty_like(self._a)
+
+    def busy(self, products: int) -> None:
+        """Enqueues so many matrix products, of a quarter of a millisecond each on an H100."""
+        for _ in range(products):
+            torch.mm(self._a, self._a, out=self._out)
+
+    def record(self) -> Any:
+        """An event of the user's at this place of the queue."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def done(self, event: Any) -> bool:
+        """Whether the GPU has passed it."""
+        return bool(event.query())
+
+    def elapsed_ms(self, first: Any, second: Any) -> float:
+        """Milliseconds between two events that it has passed."""
+        return float(first.elapsed_time(second))
+
+
+class SimulatedQueue:
+    """A device that works through a queue in the host's time, for a dry run; boundaries are marked on it, too (``DeviceEvents``)."""
+
+    def __init__(self) -> None:
+        self._free_ns = 0
+
+    def busy(self, products: int) -> None:
+        """Enqueues so many products of half a millisecond."""
+        self._free_ns = max(self._free_ns, time.monotonic_ns()) + products * 500_000
+
+    def record(self, *, aside: bool = False) -> Any:
+        """An event, which is the instant at which it passes."""
+        now_ns = time.monotonic_ns()
+        return now_ns if aside else max(self._free_ns, now_ns)
+
+    def done(self, event: Any) -> bool:
+        """Whether it has passed."""
+        return time.monotonic_ns() >= event
+
+    def elapsed_ms(self, first: Any, second: Any) -> float:
+        """Milliseconds between two events."""
+        return (second - first) / 1e6
+
+    def release(self, event: Any) -> None:
+        """Nothing is kept of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the queue: between which instants the host, looking again and again, saw a user's event pass there, and our boundary.
+
+    ``before_ns`` is ``None`` where it had passed at the first look. ``length_off_us``: how far the time since the place before it differs
+    from that between the user's events; ``None`` of the first.
+    """
+
+    before_ns: int | None
+    after_ns: int
+    boundary: Instant
+    length_off_us: float | None
+
+    @property
+    def off_us(self) -> float | None:
+        """How far the boundary lies outside of what the host saw."""
+        if self.before_ns is None:
+            return None
+        return max(self.before_ns - self.boundary.at_ns, self.boundary.at_ns - self.after_ns, 0) / 1e3
+
+    @property
+    def missed(self) -> bool:
+        """Whether the boundary's bounds, widened by 50 µs since it is marked just behind the event, leave out what the host saw."""
+        early = self.boundary.hi_ns + 50_000 < (self.before_ns or 0)
+        return early or self.boundary.lo_ns - 50_000 > self.after_ns
+
+
+def queued(queue: GpuQueue | SimulatedQueue, marker: Boundaries, ahead: int) -> list[Place]:
+    """Marks a boundary beside a user's event at so many places of one queue and one more, and looks when each passes."""
+    own, marks, seen = [], [], []
+    for number in range(ahead + 1):
+        queue.busy(16 if number % 2 else 4)
+        own.append(queue.record())
+        marks.append(marker.mark())
+    for event in own:
+        before_ns, look_ns = None, time.monotonic_ns()
+        while not queue.done(event):
+            before_ns, look_ns = look_ns, time.monotonic_ns()
+        seen.append((before_ns, time.monotonic_ns()))
+    time.sleep(0.003)  # so that when the marker first looks tells nothing of when a boundary passed
+    marker.advance()
+    boundaries = [marker.resolve(Instant.exact(mark)) for mark in marks]
+    assert all(boundary is not None for boundary in boundaries), "a boundary that the device has passed is not resolved"
+    lengths_us: list[float | None] = [None]
+    for (first, second), (a, b) in zip(pairwise(own), pairwise(boundaries), strict=True):
+        lengths_us.append(abs((b.at_ns - a.at_ns) / 1e3 - queue.elapsed_ms(first, second) * 1e3))
+    return [Place(*bracket, *rest) for bracket, *rest in zip(seen, boundaries, lengths_us, strict=True)]
 
 
 def boundaries(*, dry: bool) -> Part:
-    """Where boundaries are put, against the host's time just after a synchronisation: near runs, and with the host 20 steps ahead."""
-    marker = Boundaries(time.monotonic_ns, lambda text, **_: print(text), may_use_device=not dry)
-    a = torch.randn(64, 64) if dry else torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
-    out = torch.empty_like(a)
+    """Where boundaries are put, against a user's own events at the same places of the queue: one or 20 steps of known lengths ahead.
+
+    Each boundary must lie where the host, looking again and again, saw the user's event pass, and be as far from the one before as CUDA
+    says of the user's events. Bounds must hold that, and be so narrow for so long that the clock must have been tied to the host's anew.
+    """
+    queue: GpuQueue | SimulatedQueue = SimulatedQueue() if dry else GpuQueue()
+    marker = Boundaries(time.monotonic_ns, lambda text, **_: print(text, file=sys.stderr), may_use_device=not dry)
+    if isinstance(queue, SimulatedQueue):
+        marker.use(queue)
+    queued(queue, marker, 20)  # warms up
     rows, result, passed = [], {}, True
     for ahead in (1, 20):
-        late_us: list[float] = []
-        widths_us: list[float] = []
+        places: list[Place] = []
         end_s = time.monotonic() + (0.1 if dry else 15.0)
         while time.monotonic() < end_s:
-            marks = []
-            for _ in range(ahead):
-                for _ in range(8):
-                    torch.mm(a, a, out=out)
-                marks.append(marker.mark())
-            if not dry:
-                torch.cuda.synchronize()
-            seen_ns = time.monotonic_ns()
-            marker.advance()
-            instants = [marker.resolve(Instant.exact(mark)) for mark in marks]
-            assert all(instant is not None for instant in instants), "a boundary that the device has passed is not resolved"
-            late_us.append((seen_ns - instants[-1].at_ns) / 1e3)
-            widths_us += [(instant.hi_ns - instant.lo_ns) / 1e3 for instant in instants]
-            passed &= instants[-1].lo_ns <= seen_ns
-        late, width = quantiles(late_us), quantiles(widths_us)
-        early = sum(us < -50 for us in late_us) / len(late_us)
-        passed &= early < 0.01
-        rows.append([str(ahead), str(len(late_us)), *(f"{us:.0f}" for us in (*late, min(late_us), *width)), f"{early:.1%}"])
+            places += queued(queue, marker, ahead)
+        off_us = [place.off_us for place in places if place.off_us is not None]
+        lengths_us = [place.length_off_us for place in places if place.length_off_us is not None]
+        widths_us = [(place.boundary.hi_ns - place.boundary.lo_ns) / 1e3 for place in places]
+        missed = sum(place.missed for place in places) / len(places)
+        off, length, width = quantiles(off_us or [float("inf")]), quantiles(lengths_us), quantiles(widths_us)
+        passed &= off[1] <= AT_MOST_US and length[1] <= AT_MOST_US and width[1] <= BRACKET_AT_MOST_US and missed <= 0.01
+        rows.append([str(ahead), str(len(off_us)), *(f"{us:.0f}" for us in (*off, *length, *width)), f"{missed:.1%}"])
         result[f"ahead_{ahead}"] = {
-            "rounds": len(late_us),
-            "late_us": {"median": late[0], "p95": late[1], "min": min(late_us), "max": max(late_us)},
+            "places": len(places),
+            "off_us": {"median": off[0], "p95": off[1], "max": max(off_us, default=None)},
+            "length_off_us": {"median": length[0], "p95": length[1], "max": max(lengths_us)},
             "bracket_us": {"median": width[0], "p95": width[1]},
-            "share_early": early,
+            "share_out_of_bounds": missed,
         }
     header = [
         "steps ahead",
-        "rounds",
-        "sync − boundary µs, median",
+        "places",
+        "off µs, median",
         "p95",
-        "min",
+        "length off µs, median",
+        "p95",
         "bracket µs, median",
         "p95",
-        "ahead by > 50 µs",
+        "out of bounds",
     ]
-    return Part(table(header, rows), passed, result)
+    body = table(header, rows) + ("" if marker.on_device else "\n\nThe device was left for the host's clock.")
+    return Part(body, passed and marker.on_device, {**result, "on_device": marker.on_device})
 
 
 def kernels(*, dry: bool) -> Part:
@@ -366,7 +489,10 @@ def product_cases(*, dry: bool) -> dict[str, Case]:
 
 
 def utilisation(*, dry: bool) -> Part:
-    """Variants of the built-in GPT compared: step time, joules, MFU, HFU; its model FLOPs must not depend on the variant."""
+    """Variants of the built-in GPT compared: step time, joules, MFU, HFU, and whether traffic to and from memory is told.
+
+    Its model FLOPs must not depend on the variant.
+    """
     names = ["fp32", "bf16", "bf16+flash", "bf16+flash+checkpoint"]
     options: dict[str, Any] = (
         {"blocks": 2, "steps_per_block": 2, "warmup_steps": 1} if dry else {"blocks": 6, "budget_s": 100.0}
@@ -417,8 +543,15 @@ def utilisation(*, dry: bool) -> Part:
         "bytes to and from memory a step",
         "peak FLOP/s",
     ]
-    body = table(header, rows) + f"\n\nThe comparison's headline is {compared.headline}."
-    return Part(body, passed, {"expected_model_flops": expected, "comparison": compared.to_dict()})
+    counts = not dry and torch.version.cuda is not None and torch.cuda.get_device_capability() >= (9, 0)
+    told, n_variants = sum(one.memory_traffic_per_step_bytes is not None for one in compared.results), len(compared.results)
+    body = table(header, rows) + (
+        f"\n\nThe comparison's headline is {compared.headline}. What went to and from memory (NVML's GPM) was told of {told} of "
+        f"{n_variants} variants"
+        + (", though this GPU, of Hopper or later, counts it." if counts and told < n_variants else ".")
+    )
+    traffic = {"expected": counts, "variants_told": told}
+    return Part(body, passed, {"expected_model_flops": expected, "memory_traffic": traffic, "comparison": compared.to_dict()})
 
 
 def energy(*, dry: bool) -> Part:
@@ -538,7 +671,10 @@ def main() -> None:
         body = table(["part", "result", "s"], rows) + "\n\n" + "\n\n".join(bodies)
         if not dry or chosen.results:  # after each part: the machine may be taken away
             folder = chosen.results or RESULTS
-            write("gpu_check", "What only a GPU can show", body, {"parts": results}, results=folder, quiet=True)
+            try:
+                write("gpu_check", "What only a GPU can show", body, {"parts": results}, results=folder, quiet=True)
+            except Exception as error:  # the parts to come must not be lost with it, and all is printed at the end
+                print(f"the results so far are not written: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     print(body)
 
 

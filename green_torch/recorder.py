@@ -306,7 +306,8 @@ class Recorder:
                     self._totals.take(name, phase, clean, (a, self._level(name, a)), (b, self._level(name, b)))
                     for a, b in span.pieces
                 ]
-                if timeline.counted and all(amount.vacuous for amount in amounts):
+                # A step may end, on another stream, before the one ahead of it: it has no time of its own, and its 0 J say nothing.
+                if span.duration_s <= 0 or (timeline.counted and all(amount.vacuous for amount in amounts)):
                     flags.add(f"{Flag.UNRESOLVED}:{name}")
                 period_s = self._part_time_s.get(name)
                 if period_s and phase is Phase.TRAIN and near_commensurate(span.duration_s / span.work.n_steps, period_s):

@@ -189,7 +189,9 @@ class Tracker:
             self._idle = manifest
             return
         self._clock = clock or HostClock()
-        self._boundaries = Boundaries(self._clock.now_ns, self._warnings, may_use_device=clock is None)
+        self._boundaries = Boundaries(
+            self._clock.now_ns, self._warnings, may_use_device=clock is None, device=lambda: device_of(self._model)
+        )
         provider, manifest = grid_of(region, intensity, pue, manifest, self._clock)
         self._provider = provider
         found, missing = energy_meters(meters, poll_interval_s, self._place)

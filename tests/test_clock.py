@@ -107,6 +107,18 @@ def test_without_anchors_the_host_bounds_stand():
     assert all(instant.lo_ns <= truth <= instant.hi_ns for truth, instant in zip(truths, instants, strict=True))
 
 
+def test_an_anchor_that_passes_while_it_is_asked_for_is_bracketed():
+    """A query that takes long, as where another thread has its turn: the event passes within it, and the bounds hold all the same."""
+
+    class Slow(Device):
+        def done(self, event) -> bool:
+            self.host_ns += 100_000
+            return super().done(event)
+
+    truths, instants = drive(Slow(latency_ns=90_000), [(30.0, 1.0)] * 20)
+    assert all(instant.lo_ns <= truth <= instant.hi_ns for truth, instant in zip(truths, instants, strict=True))
+
+
 def test_nothing_is_asked_during_graph_capture():
     """While a graph is captured nothing is recorded or queried; the boundary is bounded by its neighbours."""
     device = Device()

@@ -24,6 +24,7 @@ class Queue:
         self.live = 0
         self.broken = False
         self.mute = False
+        self.elsewhere = False  # boundaries are marked on another stream, which is idle
 
     def busy(self, seconds: float) -> None:
         self.free_ns = max(self.free_ns, self.clock.now_ns()) + int(seconds * 1e9)
@@ -32,7 +33,7 @@ class Queue:
         if self.broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         self.live += 1
-        return [self.clock.now_ns() if aside else max(self.free_ns, self.clock.now_ns())]
+        return [self.clock.now_ns() if aside or self.elsewhere else max(self.free_ns, self.clock.now_ns())]
 
     def done(self, event) -> bool:
         return self.clock.now_ns() >= event[0]
@@ -76,6 +77,28 @@ def test_steps_are_measured_where_the_device_did_them(scene):
     assert tiles(sink.records)
 
 
+def test_a_step_that_ends_before_the_one_ahead_of_it_reads_no_unflagged_zero(scene):
+    """Steps that pass on an idle stream while the step ahead is still under way on a busy one are flagged unresolved: their 0 J say nothing."""
+    clock, meter, sink, tracker, queue = scene
+    with tracker:
+        start_ns = clock.now_ns()
+        for k in range(10):
+            queue.elsewhere = k % 2 == 1
+            if not queue.elsewhere:
+                queue.busy(0.1)
+            clock.advance(0.001)
+            tracker.step()
+        clock.advance(1.2)
+        end_ns = clock.now_ns()
+    train = [record for record in sink.records if record.phase is Phase.TRAIN]
+    assert [record.duration_s for record in train[1::2]] == [0.0] * 5
+    assert all(record.flagged(Flag.UNRESOLVED) for record in train[1::2])
+    assert not any(record.flagged(Flag.UNRESOLVED) for record in train[::2])
+    assert [record.energy_j for record in train[::2]] == pytest.approx([30.0] * 5, rel=0.05)
+    assert tiles(sink.records)
+    assert sink.summary.totals.energy_j == pytest.approx(meter.truth_j("gpu0", start_ns, end_ns), rel=0.02)
+
+
 def test_a_device_that_is_behind_at_the_end_is_not_counted_twice(scene):
     """After two seconds of patience the rest is taken between record and now, in order, flagged and said."""
     clock, meter, sink, tracker, queue = scene
@@ -102,6 +125,8 @@ def test_a_device_that_fails_ends_nothing(scene):
             queue.busy(0.05)
             clock.advance(0.1)
             tracker.step()
+            assert tracker._boundaries.on_device is (not queue.broken)
+    assert not tracker._boundaries.on_device
     assert sink.summary.totals.phase("train").n_steps == 15
     assert tiles(sink.records)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import green_torch
-from green_torch.records import Domain, Method, Phase, Reading
+from green_torch.clock.cuda import CudaEvents
+from green_torch.records import Domain, Flag, Method, Phase, Reading
 from green_torch.testing import MemorySink
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -72,12 +73,17 @@ def training():
 
 @contextmanager
 def tracked(**options):
-    """A tracker with a record per step, its sink, and CUDA up before the first boundary."""
+    """A tracker with a record per step, its sink, and CUDA up before the first boundary.
+
+    Any error in our CUDA calls, a synchronisation that was made one too, leaves the device for the host's clock: none may have.
+    """
     torch.cuda.synchronize()
     sink = MemorySink()
     with green_torch.track(meters=[Steady()], sinks=[sink], intensity=100, log_every_n_steps=1, **options) as tracker:
         assert tracker._boundaries.on_device
         yield tracker, sink
+    assert tracker._boundaries.on_device, tracker.summary().warnings
+    assert not tracker.summary().warnings
 
 
 @contextmanager
@@ -118,6 +124,63 @@ def test_no_synchronisation_in_steady_state(training):
             with pytest.raises(RuntimeError, match="synchroniz"):
                 loss.item()
     assert_whole(sink, 310)
+
+
+def test_a_synchronisation_of_ours_would_be_seen(training, monkeypatch):
+    """What the test above proves: were one of our calls to wait for the device, the run would end on the host's clock and fail it."""
+    honest = CudaEvents.done
+
+    def waits(self, event):
+        training.batch[0, 0].item()
+        return honest(self, event)
+
+    with pytest.raises(AssertionError, match="synchroniz"), tracked() as (tracker, _):
+        training.step()
+        tracker.step()
+        monkeypatch.setattr(CudaEvents, "done", waits)
+        with sync_is_an_error():
+            training.step()
+            tracker.step()
+
+
+def test_the_profiler_sees_an_event_for_each_step(training):
+    """The boundaries that cost no synchronisation are there: CUDA records an event for each, and nothing more is waited for."""
+
+    def calls(run):
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        ) as profiled:
+            for _ in range(50):
+                run()
+        names = [event.name for event in profiled.events()]
+        return sum(name.startswith("cudaEventRecord") for name in names), sum("Synchronize" in name for name in names)
+
+    recorded, waited = calls(training.step)
+    with tracked() as (tracker, sink):
+        tracker.step()
+        ours, ours_waited = calls(lambda: (training.step(), tracker.step()))
+    assert ours >= recorded + 50
+    assert ours_waited <= waited
+    assert_whole(sink, 51)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_another_device_than_the_current_one(training):
+    """Boundaries are of the device that the model is on: steps last as long as the work there."""
+    model = torch.nn.Linear(8192, 8192, bias=False).to("cuda:1")
+    batch = torch.randn(8192, 8192, device="cuda:1")
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(11)]
+    with tracked(model=model, flops_per_step=1.0, peak_flop_per_s=1e14) as (tracker, sink), torch.no_grad():
+        model(batch)
+        events[0].record(torch.cuda.current_stream(1))
+        tracker.step()
+        for event in events[1:]:
+            model(batch)
+            event.record(torch.cuda.current_stream(1))
+            tracker.step()
+        torch.cuda.synchronize(1)
+    truths_s = [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
+    assert [record.duration_s for record in train_records(sink)[1:]] == pytest.approx(truths_s, abs=1e-3)
 
 
 def test_with_a_model_whose_flops_are_counted(training):
@@ -176,15 +239,20 @@ def test_a_step_that_enqueues_nothing(training):
 
 
 def test_several_streams(training):
-    """Boundaries are recorded on the stream that is current; those of a busy and of an idle stream never go back."""
-    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    """Boundaries are recorded on the stream that is current, and never go back; a step that passed before the one ahead is flagged."""
+    busy, idle = torch.cuda.Stream(), torch.cuda.Stream(priority=-1)
     with tracked() as (tracker, sink):
-        for k in range(60):
-            with torch.cuda.stream(streams[k % 2]):
+        for _ in range(30):
+            with torch.cuda.stream(busy):
                 training.busy(3.0)
+                tracker.step()
+            with torch.cuda.stream(idle):
                 tracker.step()
         torch.cuda.synchronize()
     assert_whole(sink, 60)
+    timeless = [record for record in train_records(sink) if record.duration_s == 0]
+    assert len(timeless) > 15
+    assert all(record.flagged(Flag.UNRESOLVED) for record in timeless)
 
 
 def test_steps_during_graph_capture(training):

@@ -10,6 +10,8 @@ from green_torch.clock.device import DeviceMarker
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from green_torch.clock.device import DeviceEvents
     from green_torch.records import Instant
 
@@ -17,19 +19,28 @@ if TYPE_CHECKING:
 class Boundaries:
     """Marks boundaries on the training thread; what they come to may be asked from any.
 
-    ``may_use_device``: CUDA events are taken once CUDA is in use. A device that fails is left, with one warning, for the host's clock.
+    ``may_use_device``: CUDA events are taken once CUDA is in use, of the device that ``device`` tells then (the model's; ``None``, or
+    one that is none of CUDA's: the current one). A device that fails is left, with one warning, for the host's clock.
     """
 
-    def __init__(self, now_ns: Callable[[], int], warn: Callable[..., None], *, may_use_device: bool) -> None:
+    def __init__(
+        self,
+        now_ns: Callable[[], int],
+        warn: Callable[..., None],
+        *,
+        may_use_device: bool,
+        device: Callable[[], torch.device | None] = lambda: None,
+    ) -> None:
         self._now_ns = now_ns
         self._warn = warn
+        self._where = device
         self._may_use_device = may_use_device and _device_possible()
         self._device: DeviceMarker | None = None
 
     @property
     def on_device(self) -> bool:
-        """Whether boundaries are a device's."""
-        return self._device is not None
+        """Whether boundaries are a device's: one has come into use, and was not left for the host's clock."""
+        return self._device is not None and not self._device.abandoned
 
     def use(self, events: DeviceEvents) -> None:
         """Takes boundaries on a device from now on."""
@@ -77,12 +88,13 @@ class Boundaries:
             self._device.abandon()
 
     def _use_cuda(self) -> None:
-        self._may_use_device = False
         try:
-            from green_torch.clock.cuda import CudaEvents
+            from green_torch.clock.cuda import CudaEvents, capturing
 
-            self.use(CudaEvents())
+            if not capturing():  # else at a later boundary
+                self.use(CudaEvents(self._where()))
         except Exception as error:  # rule 9
+            self._may_use_device = False
             self._warn(f"step boundaries are taken on the host, since CUDA events can't be used: {error}", key="events")
 
     def _leave(self, device: DeviceMarker, error: Exception) -> None:

@@ -73,6 +73,11 @@ class DeviceMarker:
         self._rate = 0.0  # host ns gained per device ns, from the last two anchors
         self._next_anchor_ns = 0
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the device was given up, so that boundaries are the host's."""
+        return self._over
+
     def mark(self) -> int:
         """Marks a boundary; the host's nanoseconds returned are provisional, and the key to :meth:`resolve`."""
         if self._over:
@@ -108,9 +113,12 @@ class DeviceMarker:
         event = self._events.record(aside=True)
         if event is None:
             return
-        after_ns = self._now_ns()
-        while not self._events.done(event) and after_ns - before_ns < _ANCHOR_WIDEST_NS:
-            after_ns = self._now_ns()
+        done, after_ns = False, before_ns
+        while not done and after_ns - before_ns < _ANCHOR_WIDEST_NS:
+            done = self._events.done(event)
+            after_ns = (
+                self._now_ns()
+            )  # after the answer: the event may pass while it is asked for, or this thread wait for its turn
         if after_ns - before_ns >= _ANCHOR_WIDEST_NS:
             self._events.release(event)
             self._next_anchor_ns = before_ns + _ANCHOR_RETRY_NS
