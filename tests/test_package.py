@@ -42,6 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "surroundings",
             "warned",
             "batch",
+            "baseline",
             "schedule",  # below the tracker, which pauses by it
         }
     ),
