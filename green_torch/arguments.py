@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from green_torch.embodied import embodied_for
 from green_torch.errors import ArgumentError
 from green_torch.meters import ONCE_PER_NODE
-from green_torch.recorder import Baseline
-from green_torch.records import Embodied, Manifest, Phase, RunTotals
+from green_torch.records import Embodied, Manifest
 
 if TYPE_CHECKING:
     import os
@@ -158,44 +157,3 @@ def energy_meters(given: Sequence[Meter] | None, poll_interval_s: float, place: 
 def _of_node(meter: Meter) -> bool:
     """Whether it reads nothing but what a node has once."""
     return all(domain.name.rstrip("0123456789") in {"cpu", "dram"} for domain in meter.domains)
-
-
-def baseline_of(path: str | os.PathLike[str] | None) -> Baseline | None:
-    """The baseline run's train energy per token, or sample, or step, with the meter's bounds on it.
-
-    Raises:
-        ArgumentError: nothing usable is there.
-    """
-    if path is None:
-        return None
-    from green_torch.sinks.jsonl import read_last
-
-    files = sorted((Path(path) / "green").glob("rank-00000.segment-*.jsonl"))
-    if not files:
-        raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
-    run = read_last(files[-1])
-    name = run.manifest.label or run.manifest.run_name
-    if run.summary is not None:  # its means leave the steps out in which FLOPs were counted
-        summary = run.summary
-        for unit, energy_j in (
-            ("token", summary.energy_per_token_j),
-            ("sample", summary.energy_per_sample_j),
-            ("step", summary.energy_per_step_j),
-        ):
-            if energy_j is not None:
-                bounds = (summary.energy_per_step_lo_j, summary.energy_per_step_hi_j)
-                return Baseline(name, unit, energy_j, *_bounds_of(energy_j, summary.energy_per_step_j, bounds))
-    train = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
-    for unit, count in (("token", train.tokens), ("sample", train.samples), ("step", train.n_steps)):
-        if count and train.energy_j is not None:
-            energy_j, bounds = train.energy_j / count, (train.energy_lo_j, train.energy_hi_j)
-            return Baseline(name, unit, energy_j, *_bounds_of(energy_j, train.energy_j, bounds))
-    raise ArgumentError(f"baseline={str(path)!r}: that run holds no train step with known energy")
-
-
-def _bounds_of(
-    part_j: float, whole_j: float | None, bounds: tuple[float | None, float | None]
-) -> tuple[float | None, float | None]:
-    """The bounds of a part of some joules, in proportion to those of the whole."""
-    lo, hi = bounds
-    return (None, None) if not whole_j or lo is None or hi is None else (part_j * lo / whole_j, part_j * hi / whole_j)

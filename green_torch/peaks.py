@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import platform
 import re
 import threading
 import time
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from green_torch.cache import cache_file, entries, keep
 from green_torch.errors import ArgumentError
+from green_torch.processor import cpu_name
 from green_torch.records import DevicePeak
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def measured_cpu_peak(
     asked = name, threads, _cpu_precision(name), cache_dir, os.environ.get("XDG_CACHE_HOME")  # asked for with every record
     if asked in _measured:
         return _measured[asked]
-    cpu = " ".join(filter(None, (_cpu_name(), _instructions())))  # a home may be shared by virtual machines of one name
+    cpu = " ".join(filter(None, (cpu_name(), _instructions())))  # a home may be shared by virtual machines of one name
     key = " | ".join((cpu, f"{threads} threads", name, _cpu_precision(name), f"torch {torch.__version__}"))
     path = cache_file("cpu_peaks.json", cache_dir)
     kept, n_processes = _kept(path, key)
@@ -254,7 +254,7 @@ def measured_cpu_peak(
         if kept is None:
             return None
         keep(path, key, {"flop_per_s": kept.flop_per_s, "source": kept.source, "processes": n_processes + 1})
-    peak = _measured[asked] = replace(kept, device=_cpu_name(), dtype=name)
+    peak = _measured[asked] = replace(kept, device=cpu_name(), dtype=name)
     return peak
 
 
@@ -313,15 +313,6 @@ def _involuntary_switches() -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-@lru_cache(maxsize=1)
-def _cpu_name() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "CPU"
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from green_torch.units import joules_to_kwh, s_to_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from green_torch.baseline import Baseline
     from green_torch.protocols import Clock, IntensityProvider, Sink
     from green_torch.records import Item, JobTotals
     from green_torch.sampler import Sampler
@@ -56,17 +57,6 @@ _SAID: dict[str, str] = {  # what is said once of a flag that has befallen a dom
     Flag.PART_TIME: "has a counter that sees only part of the power, and steps in time with it: records flagged part_time may be off "
     "by tens of percent; another batch size mends it",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """The run that savings are measured against: its train energy per unit of work, with the meter's bounds where it has any."""
-
-    name: str
-    unit: str  # "token" | "sample" | "step"
-    energy_per_unit_j: float
-    energy_per_unit_lo_j: float | None = None
-    energy_per_unit_hi_j: float | None = None
 
 
 class Recorder:
@@ -97,6 +87,7 @@ class Recorder:
         self._peak_of = peak_of
         self._warn = warn
         self._baseline = baseline
+        self._doubted = False  # whether the baseline was held against what this run is
         self._part_time_s = dict(part_time_s or {})  # update period of each counter known to see only part of the power
         self._job_of = job_of
         self._awaited = awaited
@@ -380,6 +371,7 @@ class Recorder:
             self._resolved_through = record.step
             totals = self._totals.build()
         self._forget_levels(span)
+        self._doubt_baseline()
         total_g, savings_g = self._projections(totals)
         record = replace(record, totals=totals, projected_total_g=total_g, projected_savings_g=savings_g)
         if self._job_of is None:
@@ -469,6 +461,16 @@ class Recorder:
         energy_per_unit_j, units_per_step = own
         saved_j = footprint.saving(self._baseline.energy_per_unit_j, energy_per_unit_j, units_per_step * planned)
         return total_g, footprint.operational_g(saved_j, self.manifest.pue, self._point.g_per_kwh)
+
+    def _doubt_baseline(self) -> None:
+        """Says once, on rank zero, why there is no saving against the baseline, or none of like with like; known at the first typical step."""
+        baseline, typical = self._baseline, self._totals.typical
+        if baseline is None or self._doubted or typical.emissions_per_step_g is None:
+            return
+        self._doubted = True
+        if self.manifest.rank == 0:
+            for doubt in baseline.doubts(self.manifest, counts_unit=typical.per_unit(baseline.unit) is not None):
+                self._warn(doubt)
 
     def _savings_bounds_g(self, typical: RunSummary) -> tuple[float | None, float | None]:
         """Between which bounds the saving lies by what the meters warrant of both runs' train steps; ``None`` where one has no bounds."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import green_torch
 from green_torch.clock import cuda_in_use
+from green_torch.processor import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,17 +144,18 @@ def dtype_name(model: torch.nn.Module | None) -> str:
 
 
 def described(model: torch.nn.Module | None) -> dict[str, Any]:
-    """``model``, ``parameters`` and ``device`` of the manifest."""
+    """``model``, ``parameters`` and ``device`` of the manifest; the model's own name, whatever wraps it."""
     if model is None:
         return {}
     import torch
 
+    from green_torch.flops.replica import unwrap
+
     device = device_of(model)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "model": type(model).__name__,
+        "model": type(unwrap(model)).__name__,
         "parameters": _size(model),
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
     }
 
 

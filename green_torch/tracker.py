@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 from green_torch.arguments import (
     attention,
-    baseline_of,
     cadence,
     directory,
     embodied_of,
@@ -24,6 +23,7 @@ from green_torch.arguments import (
     positive,
     whole,
 )
+from green_torch.baseline import baseline_of
 from green_torch.calibration import part_time_periods
 from green_torch.clock import Boundaries, HostClock
 from green_torch.errors import ArgumentError, UsageError
@@ -100,7 +100,8 @@ class Tracker:
         embodied: manufacturing footprint of the devices that this process uses (each rank tells its own): an :class:`Embodied`,
             kgCO2e, or "device" for the GPUs' published one.
         log_every_n_steps: steps per record; "auto" thins them out as the run grows.
-        baseline: a run's directory; savings are projected against its energy per token, sample or step.
+        baseline: a run's directory; savings over ``planned_steps`` are projected against its energy per token, sample or step. A run
+            of another model, on another device or with other meters is taken too, with a warning.
         planned_steps: steps of the whole run, for projections.
         sinks: further destinations beside JSONL and TensorBoard.
         label: what a comparison calls this run.
@@ -206,9 +207,9 @@ class Tracker:
         if not found and self._place.first_on_node:
             self._warnings("nothing here measures energy: " + "; ".join(missing) + ". See what would: green-torch doctor")
         self._sampler = Sampler(self._clock, found, poll_interval_s)
-        compared = baseline_of(baseline)
+        compared = baseline_of(baseline, self._place.rank)
         if compared is not None:
-            manifest = replace(manifest, baseline=f"{compared.name} ({compared.energy_per_unit_j:.4g} J/{compared.unit})")
+            manifest = replace(manifest, baseline=str(compared))
         self._recorder = Recorder(
             self._clock,
             self._sampler,

@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from green_torch.errors import ArgumentError
 from green_torch.experiment import Variant, Workload
-from green_torch.experiment.applied import applied
-from green_torch.experiment.worker import Order
+from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, applied
+from green_torch.experiment.worker import Order, Warm
+from tests import tiny_attention
 from tests.test_experiment import blocks_of, script, serve
+from tests.test_experiment_variants import compiles
 
 QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -112,7 +114,7 @@ class TestLightning:
 
         def build(_):
             work = Workload.from_lightning(Module(), Data(), trainer={"accelerator": "cpu"})
-            return replace(work, loss=lambda model, batch: (clock.advance(0.1), model(batch))[1])
+            return replace(work, loss=lambda model, batch: (clock.advance(0.1), work.loss(model, batch))[1])
 
         _, track = script()
         clock = track["clock"]
@@ -198,3 +200,108 @@ class TestLightning:
 
         work = Workload.from_lightning(Module(configured), rows(), trainer={"accelerator": "cpu"})
         assert applied(Variant("a"), work, 0).train()[0] > 0
+
+
+B, T, W = tiny_attention.BATCH, tiny_attention.LENGTH, tiny_attention.WIDTH
+
+
+class Attentive(pytorch_lightning.LightningModule):
+    """The small attention model, its loss weighted by the number of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = tiny_attention.Attentive()
+
+    def training_step(self, batch, batch_idx):
+        loss = tiny_attention.loss(self.model, batch) * (1 + batch_idx) / 16
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def ran(variant):
+    """A small LightningModule under a variant: its warm-up, a block of eight steps, and the dtypes of outputs, weights and loss."""
+    _, track = script()
+    dtypes = set()
+    torch.manual_seed(0)
+    module = Attentive()
+    module.model.block.qkv.register_forward_hook(lambda qkv, _, out: dtypes.update({out.dtype, qkv.weight.dtype}))
+
+    def build(_):
+        data, blocks = tiny_attention.batches(0, 12), (tiny_attention.Block,)
+        work = Workload.from_lightning(module, data, trainer={"accelerator": "cpu"}, checkpoint_blocks=blocks)
+        return replace(work, loss=lambda model, batch: (track["clock"].advance(0.1), work.loss(model, batch))[1])
+
+    replies = serve(variant, [Order(0, 0, 8)], build=build, track=track)
+    (warm,) = (reply for reply in replies if isinstance(reply, Warm))
+    (block,) = blocks_of(replies)
+    return warm, block, dtypes
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The module as it is."""
+    return ran(Variant("plain", sdpa_backend="math"))
+
+
+class TestVariants:
+    """What a variant does to a LightningModule, by what ran."""
+
+    @pytest.mark.parametrize(
+        ("precision", "expected", "rel"),
+        [
+            ("32-true", {torch.float32}, 1e-6),
+            ("bf16-mixed", {torch.bfloat16, torch.float32}, 0.01),
+            ("bf16-true", {torch.bfloat16}, 0.03),
+            ("16-mixed", {torch.float16, torch.float32}, 0.01),
+        ],
+    )
+    def test_precision(self, plain, precision, expected, rel):
+        """Matmuls compute in the variant's dtype, on weights of it where it is a true one; about the same training."""
+        warm, block, dtypes = ran(Variant("a", precision=precision, sdpa_backend="math"))
+        assert dtypes == expected
+        assert block.loss == pytest.approx(plain[1].loss, rel=rel)
+        assert block.model_flops == plain[1].model_flops
+        assert block.n_skipped == 0
+        assert (warm.ran == plain[0].ran) == (precision == "32-true")
+
+    def test_attention(self, plain):
+        """The pinned kernel ran, forward and backward, and the training is the same."""
+        warm, block, _ = ran(Variant("a", sdpa_backend="flash"))
+        assert (plain[0].kernels, warm.kernels) == (("math",), ("flash",))
+        assert block.loss == pytest.approx(plain[1].loss, rel=1e-4)
+        with pytest.raises(CannotRunError, match="cudnn"):
+            ran(Variant("a", sdpa_backend="cudnn"))
+
+    def test_checkpointing(self, plain):
+        """Blocks of the classes that are named are recomputed: the same losses and model FLOPs, and the FLOPs of their forward once more."""
+        _, block, _ = ran(Variant("a", sdpa_backend="math", gradient_checkpointing=True))
+        assert block.loss == pytest.approx(plain[1].loss, rel=1e-6)
+        assert block.model_flops == plain[1].model_flops == plain[1].hardware_flops
+        qkv, attention = 2 * B * T * W * 3 * W, 2 * 2 * B * T * T * W  # forward; the last matmul's result is not needed again
+        assert block.hardware_flops - block.model_flops == 8 * (qkv + attention / 2)
+
+    def test_checkpointing_needs_blocks(self):
+        """A module without lists of modules is refused by its own name, with what to give."""
+        work = Workload.from_lightning(Attentive(), tiny_attention.batches(0), trainer={"accelerator": "cpu"})
+        with pytest.raises(
+            ArgumentError, match=r"Attentive has no torch.nn.ModuleList.*checkpoint_blocks=\(Block,\).*from_lightning"
+        ):
+            applied(Variant("a", gradient_checkpointing=True), work, 0)
+
+    @compiles
+    def test_compiled(self, plain, tmp_path, monkeypatch):
+        """All of a training step, its logging too, is one compiled graph, and stays so whatever the batch's number; its flash is named."""
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+        torch._dynamo.reset()
+        counted = torch._dynamo.utils.counters
+        before, broken = counted["stats"]["unique_graphs"], counted["graph_break"].total()
+        warm, block, _ = ran(Variant("a", sdpa_backend="flash", compile=True))
+        assert counted["stats"]["unique_graphs"] - before == 2  # of the first number, and of any
+        assert counted["graph_break"].total() == broken
+        assert warm.kernels == ("flash",)
+        assert "compiled" in warm.ran
+        assert block.loss == pytest.approx(plain[1].loss, rel=1e-4)
+        assert block.model_flops == pytest.approx(plain[1].model_flops)

@@ -24,7 +24,7 @@ ROOT = Path(green_torch.__file__).parent
 
 # The floors, from the ground up: a module imports only from lower ones. Files within one sub-package may import each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"units", "errors", "cache"}),
+    frozenset({"units", "errors", "cache", "processor"}),
     frozenset({"records"}),
     frozenset({"protocols"}),  # they speak of records
     frozenset({"meters", "clock", "flops", "peaks", "intensity", "embodied", "sinks"}),
@@ -42,6 +42,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "surroundings",
             "warned",
             "batch",
+            "baseline",
             "schedule",  # below the tracker, which pauses by it
         }
     ),

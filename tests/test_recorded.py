@@ -6,14 +6,19 @@ import json
 import math
 import random
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import green_torch
+from green_torch.baseline import baseline_of
 from green_torch.cli.comparison import Plan, comparison_parts
-from green_torch.errors import ArgumentError, LedgerError, UnknownRegionError
+from green_torch.errors import ArgumentError, GreenTorchWarning, LedgerError, UnknownRegionError
 from green_torch.experiment.recorded import _Kept, _read, _stretch_bounds, compare_runs
+from green_torch.meters.rapl import open_meters
+from green_torch.processor import cpu_name
 from green_torch.records import Method
 from green_torch.sinks.jsonl import read_jsonl
 from green_torch.testing import ScriptedClock, ScriptedMeter
@@ -44,7 +49,7 @@ def run(
                 with tracker.phase("eval"):
                     clock.advance(3.0)
     measured = max(1, steps - 3)
-    return folder, watts * seconds / measured / tokens, seconds / measured
+    return folder, watts * seconds / measured / (tokens or math.nan), seconds / measured
 
 
 def lines_of(folder):
@@ -194,6 +199,47 @@ def test_other_models_and_devices_are_refused(base, copy, tmp_path, fields, told
     assert told in forced.departure("second")
     assert forced.to_dict()["differences"]["second"]["departure"].startswith("not comparable")
     assert compare_runs([first, edited(copy, **known)]).departure("second") == ""
+
+
+def by_rapl(folder, joules_a_step):
+    """A run by the real RAPL meter over counters in files, its model on this machine's CPU."""
+    zone = folder.parent / f"{folder.name} powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("energy_uj", "0"), ("max_energy_range_uj", "262143328850")):
+        (zone / name).write_text(f"{text}\n")
+    clock, model = ScriptedClock(), torch.nn.Linear(4, 4)
+    ((meter,), _) = open_meters(zone.parent, now_ns=clock.now_ns)
+    with green_torch.track(model, log_dir=folder, clock=clock, meters=[meter], intensity=100.0, peak_flop_per_s=1e9) as tracker:
+        for step in range(30):
+            clock.advance(0.25)
+            (zone / "energy_uj").write_text(f"{int(joules_a_step * (step + 0.5) * 1e6)}\n")
+            clock.advance(0.25)
+            (zone / "energy_uj").write_text(f"{int(joules_a_step * (step + 1) * 1e6)}\n")
+            tracker.step(tokens=TOKENS)
+    return folder
+
+
+def on(folder, cpu, zone=None):
+    """The run as of a machine with another CPU; ``zone``: what its meter calls it, as older versions did by RAPL's own name."""
+    _, lines = lines_of(folder)
+    return edited(folder, device=cpu, domains=[domain | {"device": zone or cpu} for domain in lines[0]["domains"]])
+
+
+def test_another_cpu_is_refused(tmp_path):
+    """Under RAPL too: a Xeon's joules are not an EPYC's. Files that don't name the CPU are compared, and that is told."""
+    base, other = by_rapl(tmp_path / "base", 100.0), by_rapl(tmp_path / "other", 80.0)
+    assert lines_of(base)[1][0]["domains"][0]["device"] == lines_of(base)[1][0]["device"] == cpu_name()
+    assert compare_runs([base, other]).energy("other").estimate == pytest.approx(-0.2, abs=0.02)
+    assert not any("not checked" in warning for warning in compare_runs([base, other]).warnings)
+    on(base, "AMD EPYC 9654 96-Core Processor")
+    with pytest.raises(
+        ArgumentError, match=r"the device is Intel Xeon against AMD EPYC.*metered are Intel Xeon against AMD EPYC"
+    ):
+        compare_runs([base, on(other, "Intel Xeon")])
+    found = compare_runs([base, on(other, "x86_64", "package-0")])
+    assert found.departure("other") == ""
+    for what in ("device", "cpu's name"):
+        assert f"not checked, since not recorded: {what} of {other}" in found.warnings
 
 
 def test_another_batch_is_refused(base, tmp_path):
@@ -386,8 +432,79 @@ def test_a_live_saving_of_modelled_joules_has_no_bounds(tmp_path, estimated):
     """Where either run's joules are modelled, nothing bounds the saving, and the summary says so."""
     methods = {name: Method.ESTIMATED if name == estimated else Method.COUNTER for name in ("base", "own")}
     base, *_ = run(tmp_path / "base", watts=400.0, method=methods["base"])
-    own, *_ = run(tmp_path / "own", baseline=base, planned_steps=1000, method=methods["own"])
+    with pytest.warns(GreenTorchWarning, match="none of like with like: joules are known by"):
+        own, *_ = run(tmp_path / "own", baseline=base, planned_steps=1000, method=methods["own"])
     summary = read_jsonl(lines_of(own)[0]).summary
     assert summary.projected_savings_g > 0
     assert (summary.projected_savings_lo_g, summary.projected_savings_hi_g) == (None, None)
     assert "bounds unknown" in str(summary)
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({}, ["the length of the run is not known: give planned_steps="]),
+        (
+            {"planned_steps": 100, "tokens": None},
+            ["joules are per token, and this run counts none: say tracker.step(tokens=n)"],
+        ),
+        ({"tokens": None}, ["planned_steps=", "tracker.step(tokens=n)"]),
+        ({"planned_steps": 100}, []),
+    ],
+)
+def test_a_live_saving_that_can_not_be_told_is_said(base, tmp_path, own, told):
+    """Once, with the line that mends it; where nothing is missing nothing is said, and there is a saving."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        folder, *_ = run(tmp_path / "own", baseline=base[0], steps=10, **own)
+    found = [str(one.message) for one in said if "baseline" in str(one.message)]
+    assert len(found) == bool(told)
+    summary = read_jsonl(lines_of(folder)[0]).summary
+    assert [one for one in summary.warnings if "baseline" in one] == found
+    assert all(part in found[0] for part in told)
+    assert (summary.projected_savings_g is None) == bool(told)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": "ResNet"}, "the model is Linear against ResNet"),
+        ({"parameters": 7}, "parameters are 20 against 7"),
+        ({"device": "NVIDIA L4"}, "against NVIDIA L4"),
+        ({"world_size": 8}, "processes are 1 against 8"),
+        ({"device": "x86_64", "model": ""}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_baseline_of_another_kind_is_told(base, copy, tmp_path, fields, told):
+    """A run of another model, device or number of processes is held against all the same, with one warning and the reason."""
+    edited(copy, **({"model": "Linear", "parameters": 20, "device": cpu_name()} | fields))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        folder, *_ = run(
+            tmp_path / "own", model=torch.nn.Linear(4, 4), flops_per_step=1.0, baseline=copy, planned_steps=100, steps=10
+        )
+    found = [str(one.message) for one in said if "like with like" in str(one.message)]
+    assert len(found) == bool(told)
+    assert all(told in one and "Give baseline=" in one for one in found)
+    summary = read_jsonl(lines_of(folder)[0]).summary
+    assert summary.projected_savings_g is not None
+    assert set(found) <= set(summary.warnings)
+
+
+def test_a_baseline_by_another_kind_of_meter_is_told(tmp_path):
+    """Modelled joules against counted ones make no saving of like with like."""
+    base, *_ = run(tmp_path / "base", method=Method.ESTIMATED)
+    with pytest.warns(GreenTorchWarning, match="joules are known by gpu by counter against gpu by estimated"):
+        run(tmp_path / "own", baseline=base, planned_steps=100, steps=10)
+
+
+def test_a_rank_is_held_against_its_own_rank(base, copy):
+    """Each rank meters other devices than the first; one that the baseline did not have is held against its first."""
+    file, lines = lines_of(copy)
+    for line in lines:
+        if line["type"] == "summary":
+            line["energy_per_token_j"] *= 3
+    file.with_name(file.name.replace("rank-00000", "rank-00001")).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second, third = (baseline_of(copy, rank).energy_per_unit_j for rank in range(3))
+    assert (second, third) == pytest.approx((3 * first, first))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from green_torch.arguments import energy_meters
 from green_torch.meters import ONCE_PER_NODE, discover
-from green_torch.surroundings import Place, common_run_id, job, place, restarted, same_job
+from green_torch.processor import cpu_name
+from green_torch.surroundings import Place, common_run_id, described, job, place, restarted, same_job
 from green_torch.testing import ScriptedClock, ScriptedMeter
 
 VARIABLES = (
@@ -110,3 +113,21 @@ def test_peak_memory_is_not_the_parents():
     code = "from green_torch.surroundings import peak_memory_bytes; print(peak_memory_bytes(None))"
     peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 5_000_000 < peak < len(ballast) / 2
+
+
+def test_a_cpu_has_a_name(tmp_path):
+    """The model's name where Linux tells one, as it stands; else what Python knows of the processor."""
+    told = tmp_path / "cpuinfo"
+    told.write_text(
+        "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz\n\nprocessor\t: 1\nmodel name\t: other\n"
+    )
+    assert cpu_name(told) == "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz"
+    (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd40\n")
+    assert cpu_name(tmp_path / "arm") == cpu_name(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+def test_a_model_is_called_by_its_own_name():
+    """A manifest names the model that torch.compile and the like wrap, and the CPU that it is on."""
+    model = torch.nn.Linear(2, 3)
+    for wrapped in (model, torch.compile(model), torch.nn.DataParallel(model)):
+        assert described(wrapped) == {"model": "Linear", "parameters": 9, "device": cpu_name()}

@@ -284,10 +284,10 @@ def _checkpoint(model: torch.nn.Module, kinds: tuple[type[torch.nn.Module], ...]
 
     blocks = list(_blocks(model, kinds))
     if not blocks:
-        wanted = ", ".join(kind.__name__ for kind in kinds) or "a torch.nn.ModuleList"
+        wanted = ", ".join(kind.__name__ for kind in kinds) or "torch.nn.ModuleList"
         raise ArgumentError(
             f"gradient_checkpointing needs blocks: {type(model).__name__} has no {wanted}. Name their classes: "
-            "Workload(..., checkpoint_blocks=(Block,))."
+            "Workload(..., checkpoint_blocks=(Block,)), likewise Workload.from_lightning."
         )
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

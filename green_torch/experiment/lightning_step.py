@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -42,7 +42,11 @@ _OVERRIDES = (
 
 
 def workload_of(
-    module: Any, data: Any, trainer: Mapping[str, Any], units: Callable[[Any], Mapping[str, int]] | None
+    module: Any,
+    data: Any,
+    trainer: Mapping[str, Any],
+    units: Callable[[Any], Mapping[str, int]] | None,
+    checkpoint_blocks: tuple[type[torch.nn.Module], ...],
 ) -> Workload:
     """The workload; arguments and errors as of ``Workload.from_lightning``."""
     accumulate, clip, limit, device = _arguments(trainer)
@@ -57,7 +61,9 @@ def workload_of(
             f"{type(module).__name__} overrides {own[0]}, which is not covered: let build() return a callable that takes one step "
             "of your own loop."
         )
-    warnings.filterwarnings("ignore", message=r".*self\.log\(\).*")  # there is no Trainer to log to
+    for name in ("log", "log_dict"):  # there is no Trainer to log to, and Lightning's warning of that breaks a compiled graph
+        if _is_lightnings(getattr(type(module), name, None)):
+            setattr(module, name, _nothing)
     module.prepare_data()
     if data is not None and not isinstance(data, Iterable):
         data.prepare_data()
@@ -67,6 +73,7 @@ def workload_of(
     # compiled and counted as a whole; under the module's own name, which the run's manifest states
     step = type(type(module).__name__, (_TrainingStep,), {})(module).to(device)
 
+    numbers = count()  # of the batches of an epoch
     at_epochs_end: list[Callable[[], None]] = []
 
     def optimizer(_: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -74,8 +81,9 @@ def workload_of(
 
     def batches(seed: int) -> Iterator[Any]:
         """An epoch; the next one begins when this is asked again, after the last step of the one before."""
+        nonlocal numbers
         torch.manual_seed(seed)  # a shuffling loader takes its order from here
-        step.numbers = count()
+        numbers = count()
         loader = module.train_dataloader() if data is None else data if isinstance(data, Iterable) else data.train_dataloader()
         yield from islice(loader, _most(loader, limit))
         for end in at_epochs_end:
@@ -84,12 +92,23 @@ def workload_of(
     return Workload(
         step,
         optimizer,
-        lambda model, batch: model(batch),
+        lambda model, batch: model(batch, _Number(next(numbers))),
         batches,
         units or found_units,
+        checkpoint_blocks,
         accumulate=accumulate,
         gradient_clip_norm=clip,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A batch's number, drawn outside the step: one that the compiled graph drew would compile it anew at every batch.
+
+    Not a mere ``int``, which tells one kind of step from another where FLOPs are counted.
+    """
+
+    value: int
 
 
 class _TrainingStep(torch.nn.Module):
@@ -98,18 +117,21 @@ class _TrainingStep(torch.nn.Module):
     def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
-        self.numbers = count()  # of the batches of an epoch
         self._numbered = len(inspect.signature(module.training_step).parameters) > 1
 
-    def forward(self, batch: Any) -> torch.Tensor:
+    def forward(self, batch: Any, number: _Number) -> torch.Tensor:
         """The loss of a batch."""
-        found = self.module.training_step(batch, next(self.numbers)) if self._numbered else self.module.training_step(batch)
+        found = self.module.training_step(batch, number.value) if self._numbered else self.module.training_step(batch)
         loss = found["loss"] if isinstance(found, Mapping) else found
         if not isinstance(loss, torch.Tensor):
             raise ArgumentError(
                 f"{type(self.module).__name__}.training_step returned {type(loss).__name__}; a loss to go back from is needed"
             )
         return loss
+
+
+def _nothing(*_: Any, **_named: Any) -> None:
+    """Does nothing."""
 
 
 def _is_lightnings(hook: Any) -> bool:

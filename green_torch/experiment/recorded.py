@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from green_torch.baseline import unlike, untold
 from green_torch.errors import ArgumentError
 from green_torch.experiment.losses import Losses, compared, read_curves
 from green_torch.experiment.results import (
@@ -30,7 +31,7 @@ from green_torch.experiment.results import (
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
-from green_torch.records import Flag, IntensityPoint, Manifest, Method, Phase, StepRecord
+from green_torch.records import Flag, IntensityPoint, Manifest, Phase, StepRecord
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, run_files
 from green_torch.statistics import Bounds, Difference, gain_range, unpaired_difference
@@ -319,18 +320,7 @@ def _grid(base: Manifest, region: str | None) -> tuple[IntensityPoint | None, fl
 def _objections(base: _Run, run: _Run, *, own_grid: bool) -> list[str]:
     """Why a run can't be compared with the first one."""
     a, b = base.manifest, run.manifest
-    found = [
-        f"{what} {_said(theirs)} against {_said(own)}"
-        for what, own, theirs in (
-            ("the model is", a.model, b.model),
-            ("parameters are", a.parameters, b.parameters),
-            ("the device is", a.device, b.device),
-            ("metered are", _devices(a), _devices(b)),
-            ("joules are known by", _methods(a), _methods(b)),
-            ("processes are", a.world_size, b.world_size),
-        )
-        if own and theirs and own != theirs
-    ]
+    found = unlike(b, a)
     for unit in ("tokens", "samples"):
         own, theirs = base.per_step(unit), run.per_step(unit)
         if own and theirs and abs(theirs / own - 1) > _SAME_BATCH:
@@ -342,9 +332,7 @@ def _objections(base: _Run, run: _Run, *, own_grid: bool) -> list[str]:
 
 def _unchecked(base: _Run, run: _Run) -> list[str]:
     """What the manifests don't tell."""
-    a, b = base.manifest, run.manifest
-    facts = (("model", a.model, b.model), ("device", a.device, b.device))
-    found = [f"not checked, since not recorded: {what} of {run.path}" for what, own, theirs in facts if not (own and theirs)]
+    found = [f"not checked, since not recorded: {what} of {run.path}" for what in untold(run.manifest, base.manifest)]
     if all(base.per_step(unit) is None or run.per_step(unit) is None for unit in ("tokens", "samples")):
         found.append(f"not checked, since not recorded: batch size of {run.path}; compared per step")
     return found if run is not base else []
@@ -372,22 +360,8 @@ def _unnumbered(name: str) -> str:
     return re.sub(r"\d+$", "", name)
 
 
-def _devices(manifest: Manifest) -> tuple[str, ...]:
-    return tuple(sorted(domain.device for domain in manifest.domains))
-
-
-def _methods(manifest: Manifest) -> tuple[tuple[str, Method], ...]:
-    return tuple(sorted((_kind(domain), domain.method) for domain in manifest.domains))
-
-
 def _basis(point: IntensityPoint) -> str:
     return f"{point.basis}, {'average' if point.average else 'marginal'}"
-
-
-def _said(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(" by ".join(part) if isinstance(part, tuple) else str(part) for part in value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 # ── blocks and their difference ────────────────────────────────────────────────────────────────────────────────────────

@@ -130,6 +130,7 @@ class Workload:
         *,
         trainer: Mapping[str, Any] | None = None,
         units: Callable[[Any], Mapping[str, int]] | None = None,
+        checkpoint_blocks: tuple[type[torch.nn.Module], ...] = (),
     ) -> Workload:
         """A workload of a ``LightningModule``, trained as its Trainer would on one device; Lightning itself is not needed.
 
@@ -148,13 +149,14 @@ class Workload:
                 ``limit_train_batches`` are applied; what concerns only its length, its logging and its validation, and callbacks that
                 only watch, are passed over; ``precision`` is the variant's.
             units: as of a ``Workload``. None: samples by the first tensor's first dimension, tokens by ``input_ids``.
+            checkpoint_blocks: as of a ``Workload``.
 
         Raises:
             ArgumentError: what would change the training and is not covered, with the reason and what to do instead.
         """
         from green_torch.experiment.lightning_step import workload_of
 
-        return workload_of(module, data, trainer or {}, units)
+        return workload_of(module, data, trainer or {}, units, checkpoint_blocks)
 
 
 UserStep = Callable[[], Any]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from green_torch.errors import MeterError
+from green_torch.processor import cpu_name
 from green_torch.records import Domain, Method, Reading
 from green_torch.units import J_PER_UJ, ns_to_s
 
@@ -184,7 +185,7 @@ def _domain(name: str, counter: Counter) -> Domain:
     return Domain(
         name,
         Method.COUNTER,
-        device=_text(counter.zone / "name"),
+        device=cpu_name() if name.startswith("cpu") else _text(counter.zone / "name"),  # the zone's name is every CPU's
         source=f"RAPL energy counter {counter.zone}",
         power_limit_w=counter.limit_w,
         quantum_j=max(1.0, counter.range_uj / _COUNTS) * J_PER_UJ,

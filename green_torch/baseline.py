@@ -1,0 +1,156 @@
+"""The run that another is held against: its joules per unit of work, whether the two are alike, and what a saving would need."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from green_torch.errors import ArgumentError
+from green_torch.processor import ARCHITECTURES
+from green_torch.records import Manifest, Method, Phase, RunTotals
+from green_torch.sinks.jsonl import read_last, run_files
+
+if TYPE_CHECKING:
+    import os
+
+    from green_torch.sinks.jsonl import RunFile
+
+_NO_NAME = re.compile(r"package-\d+(-die-\d+)?|unknown CPU|")  # what RAPL and codecarbon call a CPU whose name isn't told
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The run that savings are measured against: its train energy per unit of work, with the meter's bounds where it has any."""
+
+    manifest: Manifest
+    unit: str  # "token" | "sample" | "step"
+    energy_per_unit_j: float
+    energy_per_unit_lo_j: float | None = None
+    energy_per_unit_hi_j: float | None = None
+
+    def __str__(self) -> str:
+        """Its name and its figure: "fp32 (0.12 J/token)"."""
+        return f"{self.manifest.label or self.manifest.run_name} ({self.energy_per_unit_j:.4g} J/{self.unit})"
+
+    def doubts(self, own: Manifest, *, counts_unit: bool) -> list[str]:
+        """Why a run has no saving against this one, and why it would be none of like with like; each with what mends it."""
+        missing = []
+        if own.planned_steps is None:
+            missing.append("the length of the run is not known: give planned_steps=10_000, say")
+        if not counts_unit:
+            missing.append(f"its joules are per {self.unit}, and this run counts none: say tracker.step({self.unit}s=n)")
+        found = [f"no saving is told against baseline {self}: {'; '.join(missing)}"] if missing else []
+        others = unlike(own, self.manifest)
+        if others:
+            found.append(
+                f"the saving against baseline {self} is none of like with like: {'; '.join(others)}. Give baseline= the directory of a "
+                "run of the same model, on the same device, with the same meters"
+            )
+        return found
+
+
+def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline | None:
+    """The baseline run's train energy per token, or sample, or step, with the meter's bounds on it: of this rank, where it had one.
+
+    Raises:
+        ArgumentError: nothing usable is there.
+    """
+    if path is None:
+        return None
+    files = run_files(Path(path))
+    if not any(own == 0 for _, own, _ in files):
+        raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
+    for wanted in dict.fromkeys((rank, 0)):
+        last = next((file for file, own, _ in reversed(files) if own == wanted), None)
+        found = _of(read_last(last)) if last is not None else None
+        if found is not None:
+            return found
+    raise ArgumentError(f"baseline={str(path)!r}: that run holds no train step with known energy")
+
+
+def _of(run: RunFile) -> Baseline | None:
+    """What a file tells; ``None`` where it holds no joule of a train step."""
+    if run.summary is not None:  # its means leave the steps out in which FLOPs were counted
+        summary = run.summary
+        for unit, energy_j in (
+            ("token", summary.energy_per_token_j),
+            ("sample", summary.energy_per_sample_j),
+            ("step", summary.energy_per_step_j),
+        ):
+            if energy_j is not None:
+                bounds = (summary.energy_per_step_lo_j, summary.energy_per_step_hi_j)
+                return Baseline(run.manifest, unit, energy_j, *_bounds_of(energy_j, summary.energy_per_step_j, bounds))
+    train = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
+    for unit, count in (("token", train.tokens), ("sample", train.samples), ("step", train.n_steps)):
+        if count and train.energy_j is not None:
+            energy_j, bounds = train.energy_j / count, (train.energy_lo_j, train.energy_hi_j)
+            return Baseline(run.manifest, unit, energy_j, *_bounds_of(energy_j, train.energy_j, bounds))
+    return None
+
+
+def _bounds_of(
+    part_j: float, whole_j: float | None, bounds: tuple[float | None, float | None]
+) -> tuple[float | None, float | None]:
+    """The bounds of a part of some joules, in proportion to those of the whole."""
+    lo, hi = bounds
+    return (None, None) if not whole_j or lo is None or hi is None else (part_j * lo / whole_j, part_j * hi / whole_j)
+
+
+# ── whether two runs are alike ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unlike(own: Manifest, base: Manifest) -> list[str]:
+    """Why a run can't be held against another, by what both tell of themselves; what one of them doesn't tell is no reason."""
+    return [
+        f"{what} {_said(ours)} against {_said(theirs)}"
+        for what, ours, theirs in (
+            ("the model is", own.model, base.model),
+            ("parameters are", own.parameters, base.parameters),
+            ("the device is", _name(own.device), _name(base.device)),
+            ("metered are", _metered(own, base), _metered(base, own)),
+            ("joules are known by", _methods(own), _methods(base)),
+            ("processes are", own.world_size, base.world_size),
+        )
+        if ours and theirs and ours != theirs
+    ]
+
+
+def untold(own: Manifest, base: Manifest) -> list[str]:
+    """What of that nobody can check, since one of the two doesn't tell it."""
+    facts = (("model", own.model, base.model), ("device", _name(own.device), _name(base.device)))
+    return [
+        *(what for what, ours, theirs in facts if not (ours and theirs)),
+        *(f"{kind}'s name" for kind in sorted(_unnamed(own) | _unnamed(base))),
+    ]
+
+
+def _name(device: str) -> str:
+    """A device's name; nothing for what many devices are called."""
+    return "" if device in ARCHITECTURES or _NO_NAME.fullmatch(device) else device
+
+
+def _kind(name: str) -> str:
+    """A domain's name without the number of the device, which two runs may have had different ones of."""
+    return name.rstrip("0123456789")
+
+
+def _unnamed(manifest: Manifest) -> set[str]:
+    return {_kind(domain.name) for domain in manifest.domains if not _name(domain.device)}
+
+
+def _metered(own: Manifest, other: Manifest) -> tuple[str, ...]:
+    """What a run metered, less the kinds of device that either leaves unnamed."""
+    unnamed = _unnamed(own) | _unnamed(other)
+    return tuple(sorted(domain.device for domain in own.domains if _kind(domain.name) not in unnamed))
+
+
+def _methods(manifest: Manifest) -> tuple[tuple[str, Method], ...]:
+    return tuple(sorted((_kind(domain.name), domain.method) for domain in manifest.domains))
+
+
+def _said(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(" by ".join(part) if isinstance(part, tuple) else str(part) for part in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
