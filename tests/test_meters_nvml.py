@@ -686,3 +686,20 @@ def test_memory_traffic_that_is_not_told(gpu, seconds):
         assert traffic.end() is None
         pynvml.nvmlShutdown()
         assert sim.samples == 0
+
+
+def test_a_sample_of_memory_traffic_that_was_not_filled_is_let_go():
+    """Where the driver fills no first sample, none is kept: nothing is asked about it later, and the next beginning counts."""
+    with (
+        simulated(Gpu(constant(100), traffic_b_per_j=1e9, faults=(Fault("no_sample", 0.0, 0.5),))) as sim,
+        _meter(sim) as meter,
+    ):
+        traffic = meter.memory_traffic()
+        traffic.begin()
+        assert sim.samples == 0
+        sim.go_to(1.0)
+        assert traffic.end() is None
+        traffic.begin()
+        sim.go_to(2.0)
+        assert traffic.end() == pytest.approx(100e9)
+        assert sim.samples == 0
