@@ -157,6 +157,14 @@ def test_unknown_power_limit_is_none():
         assert meter.domains[0].power_limit_w is None
 
 
+@pytest.mark.parametrize(("told", "expected_w"), [(True, 700), (False, 300)])
+def test_the_limit_is_the_boards_highest(told, expected_w):
+    """The limit behind the bounds is the highest that the board allows, not a cap in force now; that one where no other is told."""
+    cap = Fault("cap", 0.0, arg=300.0)
+    with simulated(Gpu(power_limit_w=700, limits_told=told, faults=(cap,))) as sim, _meter(sim) as meter:
+        assert meter.domains[0].power_limit_w == expected_w
+
+
 @pytest.mark.parametrize("period_s", [0.02, 0.1])
 def test_counter_equals_truth_up_to_its_last_update(period_s):
     """Joules between readings are the truth between the counter's updates, within one quantum at either end."""

@@ -166,13 +166,12 @@ class NvmlMeter:
             self.close()
             raise MeterError(self._why(error)) from error
         counted = self._method is Method.COUNTER
-        limit_mw = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle)
         self._domain = Domain(
             name=name,
             method=self._method,
             device=self._device,
             source=f"NVML {sensor}, driver {driver}",
-            power_limit_w=limit_mw / 1000 if counted and limit_mw else None,
+            power_limit_w=_highest_limit_w(self._handle) if counted else None,
             quantum_j=J_PER_MJ if counted else 0.0,
             gain_error=GAIN_ERROR,
             shared=shared or self.shared_now(),
@@ -445,6 +444,13 @@ def _sensor(handle: Any) -> tuple[Method, Callable[[Any], int], str]:
         return Method.SAMPLED, _instant_power_mw, "instant power, integrated"
     pynvml.nvmlDeviceGetPowerUsage(handle)
     return Method.SAMPLED, pynvml.nvmlDeviceGetPowerUsage, "power, integrated"
+
+
+def _highest_limit_w(handle: Any) -> float | None:
+    """The highest power limit that the board allows, since the one in force can be raised at any time; that one where it tells no other."""
+    bounds_mw = _ask(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (0, 0)
+    highest_mw = max(bounds_mw[1], _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle) or 0)
+    return highest_mw / 1000 if highest_mw else None
 
 
 def _instant_power_mw(handle: Any) -> int:
