@@ -59,7 +59,8 @@ _COVERED = 4  # an interval of more steps than this tells nothing of their shape
 class Level:
     """Cumulative joules at an instant, which may have been so much earlier or later than it is taken to be.
 
-    Levels of different ``epoch`` (a counter reset lies between) share no bounds.
+    Levels of different ``epoch`` (a counter reset lies between) share no bounds. A ``guessed`` one was asked for before it was
+    settled, or rests on such a one: its bounds hold, but its estimate may be far off.
     """
 
     energy_j: float
@@ -68,6 +69,7 @@ class Level:
     epoch: int
     early_ns: float = 0.0
     late_ns: float = 0.0
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,12 @@ class DomainTimeline:
             self._shape.mark(instant.at_ns, self._at, self._e)
         estimate = self._estimate(instant.at_ns)
         epoch = self._epoch_at(instant.at_ns)
+        guessed = not self.settled(instant)
         if not self.counted:
-            return Level(estimate, estimate, estimate, self._epochs_gone + epoch)
+            return Level(estimate, estimate, estimate, self._epochs_gone + epoch, guessed=guessed)
         lo_j, hi_j = self._lower(instant.lo_ns, epoch), self._upper(instant.hi_ns, epoch)
         early_ns, late_ns = instant.at_ns - instant.lo_ns, instant.hi_ns - instant.at_ns
-        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch, early_ns, late_ns)
+        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch, early_ns, late_ns, guessed)
 
     def forget(self, before_ns: int) -> None:
         """Drops knots that no instant from ``before_ns`` on can need."""

@@ -23,7 +23,7 @@ from green_torch.records import Domain, Flag, Instant, Method, Phase, Reading
 from green_torch.sampler import Sampler
 from green_torch.testing import MemorySink, ScriptedClock
 from green_torch.timeline import DomainTimeline
-from tests.simnvml import VIRTUAL_EPOCH_NS, Fault, Gpu, simulated, square
+from tests.simnvml import VIRTUAL_EPOCH_NS, Fault, Gpu, Wave, simulated, square
 
 MS = 1_000_000
 STEP_S = 0.1
@@ -102,10 +102,12 @@ class Outcome:
         ]
 
 
-def trained(*faults: tuple[Fault, ...], **options) -> Outcome:
-    """A run of 8 s in which each GPU suffers its faults; ``options`` are those of every GPU."""
-    gpus = [Gpu(wave, faults=own, period_s=0.05, **options) for wave, own in zip(WAVES, faults, strict=False)]
-    with simulated(*gpus) as sim:
+def trained(
+    *faults: tuple[Fault, ...], waves=WAVES, steps_s=(STEP_S,) * STEPS, period_s=0.05, driver=None, **options
+) -> Outcome:
+    """A run (of 8 s) in which each GPU suffers its faults; ``driver`` are options of the driver, ``options`` those of every GPU."""
+    gpus = [Gpu(wave, faults=own, period_s=period_s, **options) for wave, own in zip(waves, faults, strict=False)]
+    with simulated(*gpus, **(driver or {})) as sim:
         meters, missing = open_meters(now_ns=sim.now_ns)
         assert not missing
         clock, sink = Lockstep(sim), MemorySink()
@@ -113,8 +115,8 @@ def trained(*faults: tuple[Fault, ...], **options) -> Outcome:
             clock=clock, meters=meters, sinks=[sink], intensity=100, log_every_n_steps=1, poll_interval_s=0.02
         )
         with tracker:
-            for _ in range(STEPS):
-                clock.advance(STEP_S)
+            for step_s in steps_s:
+                clock.advance(step_s)
                 tracker.step(tokens=8)
         for meter in meters:
             meter.close()
@@ -154,6 +156,11 @@ def assert_told(run: Outcome, gpu: int, kinds) -> None:
     assert all(f"{flag}:gpu{gpu}" in run.summary.flags for flag in told)
     if told != {"unresolved"}:
         assert any(f"gpu{gpu}" in text for name, text in run.summary.lines() if name in {"not metered", "warning"})
+
+
+def misled_records(run: Outcome) -> list:
+    """Records of the first GPU whose joules are far from the truth."""
+    return [record for record in run.records if abs(run.energy(record, 0).energy_j - run.truth_j(record, 0)) > 10]
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -235,6 +242,41 @@ def test_a_gap_is_spread_evenly():
         timeline.observe(ms * MS, ms * MS, 300.0 * (ms // 20 * 20) / 1e3)
     levels = [timeline.level(Instant.exact(ms * MS)).energy_j for ms in (1000, 1750, 2500)]
     assert [after - before for before, after in itertools.pairwise(levels)] == pytest.approx([225.0, 225.0], rel=0.03)
+
+
+def test_power_that_falls_while_the_counter_stands_still():
+    """Records whose joules an extrapolation at the old power has taken before are flagged, too, and their bounds hold the truth."""
+    falling = Wave(((0.0, 300.0), (2.0, 300.0), (2.0, 50.0), (8.0, 50.0)), repeat=False)
+    run = trained(
+        (Fault("stuck", 2.0, 4.65),), waves=[falling], steps_s=[0.1, *[0.5] * 15]
+    )  # given up at 2.6 s: 180 J too many
+    assert_honest(run, 0)
+    misled = misled_records(run)
+    assert sum(run.energy(record, 0).energy_j < 1.0 for record in misled) >= 4
+    assert all("late:gpu0" in record.flags for record in misled)
+    assert_well(run, 0, run.between(0.0, 2.0))
+    assert_well(run, 0, run.between(6.1, 9.0))
+    assert run.summary.totals.energy_j == pytest.approx(sum(run.truth_j(record, 0) for record in run.records), rel=0.02)
+
+
+def test_power_that_rises_while_the_counter_stands_still():
+    """The record after an extrapolation that was too low gets what that had left out, and is flagged."""
+    rising = Wave(((0.0, 50.0), (2.0, 50.0), (2.0, 300.0), (8.0, 300.0)), repeat=False)
+    run = trained((Fault("stuck", 2.0, 4.65),), waves=[rising], steps_s=[0.1, *[0.5] * 15])
+    assert_honest(run, 0)
+    misled = misled_records(run)
+    assert misled
+    assert all("late:gpu0" in record.flags for record in misled)
+    assert_well(run, 0, run.between(3.1, 9.0), allowed={"unresolved"})
+
+
+def test_a_power_cap_that_is_raised():
+    """A run opened under a low power cap that somebody raises: nothing is taken for a leap, and the bounds hold."""
+    rising = Wave(((0.0, 250.0), (3.0, 250.0), (3.0, 680.0), (8.0, 680.0)), repeat=False)
+    run = trained((Fault("cap", 0.0, 3.0, 300.0),), waves=[rising], period_s=0.1, power_limit_w=700)
+    assert_training_went_on(run)
+    assert_honest(run, 0)
+    assert_well(run, 0, allowed={"unresolved"})
 
 
 # ---- slow and hung calls
