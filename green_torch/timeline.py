@@ -286,7 +286,7 @@ class Rhythm:
     then the middle stands. Only estimates follow it, never bounds.
     """
 
-    __slots__ = ("_at_ns", "_gaps", "_noise", "_placed", "_seen", "_telling", "_variance", "_widths", "period_ns")
+    __slots__ = ("_at_ns", "_gaps", "_noise", "_placed", "_seen", "_variance", "_widths", "period_ns", "telling")
 
     def __init__(self) -> None:
         self._gaps: deque[float] = deque(maxlen=_GAPS)
@@ -296,7 +296,7 @@ class Rhythm:
         self.period_ns: float | None = None
         self._variance = self._noise = 0.0  # of the last instant, and what a period adds to it, in ns squared
         self._seen = 0  # updates placed
-        self._telling = False  # the brackets are narrow enough to tell the gaps' multiples
+        self.telling = False  # the brackets are narrow enough to tell the gaps' multiples
 
     @property
     def sigma_ns(self) -> float:
@@ -309,7 +309,7 @@ class Rhythm:
         self._widths.append(width_ns)
         at_ns, variance, updates = middle_ns, width_ns**2 / 12, 1
         if self._at_ns is not None and self.period_ns:
-            if self._telling:
+            if self.telling:
                 sigma_ns = self.sigma_ns
                 prior = sigma_ns**2
                 updates = max(1, math.floor((hi_ns + sigma_ns - self._at_ns) / self.period_ns))
@@ -345,7 +345,7 @@ class Rhythm:
             if abs(long_ns - self.period_ns) <= 3 * spread_ns + _TIMER_NS:  # else the period has just changed
                 self.period_ns = long_ns
         self._noise = spread_ns**2 + _TIMER_NS**2
-        self._telling = median(self._widths) < _TELLING * self.period_ns
+        self.telling = median(self._widths) < _TELLING * self.period_ns
 
 
 class _Shape:
