@@ -229,6 +229,8 @@ class Recorder:
         return self._summary("running", warnings)
 
     def _drain(self, *, patient: bool) -> None:
+        if self._sampler.domains != self.manifest.domains:  # others have come to share one
+            self.restate(domains=self._sampler.domains)
         if self._manifest_due:
             self._manifest_due = False
             self._hand_out(self.manifest)

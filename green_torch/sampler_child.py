@@ -109,6 +109,7 @@ class ChildMeter:
             MeterError: neither the child nor this process can read the GPU.
         """
         if self.apart:
+            self._meter.look_for_others()
             self._closing.wait(FETCH_S)
         newest = self._newest
         fresh: list[Reading] = []

@@ -83,6 +83,7 @@ class Outcome:
     """A finished run, beside the simulator's truth."""
 
     sim: object
+    manifest: object  # the last one that the sinks got
     records: list
     summary: object
 
@@ -120,7 +121,7 @@ def trained(
                 tracker.step(tokens=8)
         for meter in meters:
             meter.close()
-        return Outcome(sim, sink.records, sink.summary)
+        return Outcome(sim, sink.manifest, sink.records, sink.summary)
 
 
 def assert_training_went_on(run: Outcome) -> None:
@@ -277,6 +278,16 @@ def test_a_power_cap_that_is_raised():
     assert_training_went_on(run)
     assert_honest(run, 0)
     assert_well(run, 0, allowed={"unresolved"})
+
+
+def test_another_job_that_comes_later():
+    """A process that comes to one GPU in the middle of a run: records from then on are flagged, the manifest says so, its twin's do not."""
+    run = trained((Fault("joined", 20.0, arg=4_000_001.0),), (), steps_s=[1.0] * 60)
+    assert run.flags(0, run.between(0.0, 20.0)) == set()
+    assert all("shared:gpu0" in record.flags for record in run.between(50.0, 60.0))
+    assert run.flags(1) == set()
+    assert [domain.shared for domain in run.summary.manifest.domains] == [True, False]
+    assert [domain.shared for domain in run.manifest.domains] == [True, False]
 
 
 # ---- slow and hung calls

@@ -607,6 +607,17 @@ def test_shared_where_other_processes_are_seen(pids, denied, shared):
         assert meter.shared_now() is shared
 
 
+def test_others_that_come_later_are_seen():
+    """Readings look for other processes every half minute, across a driver reload too; once seen, they are not forgotten."""
+    with simulated(Gpu(faults=(Fault("joined", 40.0, 70.0, OTHER_PID),)), reloads=[(10.0, 20.0)]) as sim, _meter(sim) as meter:
+        seen_at = {}
+        for at_s in (1, 21, 39, 59, 69, 90):
+            sim.go_to(at_s)
+            meter.read()
+            seen_at[at_s] = meter.domains[0].shared
+    assert seen_at == {1: False, 21: False, 39: False, 59: False, 69: True, 90: True}
+
+
 @pytest.mark.parametrize(("pids", "shared"), [((), False), ((OTHER_PID,), False), ((OTHER_PID, OTHER_PID + 1), True)])
 def test_shared_inside_a_container(monkeypatch, pids, shared):
     """Where the driver's pids are not ours, one process counts as our own once CUDA is up."""

@@ -243,6 +243,24 @@ def test_a_forked_workers_copy_ends_nothing(apart):
         assert meter.apart
 
 
+def test_others_are_looked_for_while_the_child_reads(tmp_path, monkeypatch):
+    """Where the child reads, the parent still looks for other processes on the GPU now and then."""
+    later_s = [0]
+    monkeypatch.delenv(SWITCH, raising=False)
+    with simulated(Gpu(period_s=0.02, faults=(Fault("joined", 0.2, arg=4_000_001.0),)), virtual=False) as sim:
+        for name, value in sim.child_env(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        own = NvmlMeter(sim.gpus[0].uuid, now_ns=lambda: time.monotonic_ns() + later_s[0] * 1_000 * MS)
+        (meter,) = in_child([own], 0.01)
+        settled(meter)
+        assert not meter.domains[0].shared
+        later_s[0] = 31
+        meter.read()
+        assert meter.apart
+        assert meter.domains[0].shared
+        meter.close()
+
+
 def test_it_can_be_switched_off(monkeypatch):
     """GREEN_TORCH_SAMPLER=thread leaves every meter as it is; so do meters that are no NVML counters."""
     other = ScriptedMeter(ScriptedClock(), {"cpu": 50.0})
