@@ -21,6 +21,7 @@ import green_torch
 from green_torch.meters.nvml import open_meters
 from green_torch.records import Domain, Flag, Instant, Method, Phase, Reading
 from green_torch.sampler import Sampler
+from green_torch.sampler_child import SWITCH, in_child
 from green_torch.testing import MemorySink, ScriptedClock
 from green_torch.timeline import DomainTimeline
 from tests.simnvml import VIRTUAL_EPOCH_NS, Fault, Gpu, Wave, simulated, square
@@ -288,6 +289,50 @@ def test_another_job_that_comes_later():
     assert run.flags(1) == set()
     assert [domain.shared for domain in run.summary.manifest.domains] == [True, False]
     assert [domain.shared for domain in run.manifest.domains] == [True, False]
+
+
+def test_the_driver_is_reloaded():
+    """The driver goes away in the middle of a run and comes back with its counters at zero: flagged, then both GPUs are right again."""
+    run = trained((), (), driver={"reloads": [(BEGIN_S, END_S)]})
+    assert_training_went_on(run)
+    for gpu in (0, 1):
+        assert_honest(run, gpu)
+        assert_told(run, gpu, ["lost"])
+        assert_told(run, gpu, ["reset"])
+        assert_well(run, gpu, run.between(0.0, BEGIN_S - 0.1))
+        assert_well(run, gpu, run.between(END_S + RECOVERED_S, 9.0))
+
+
+# ---- through the child process, in real time
+
+
+def test_faults_that_the_child_meets(tmp_path, monkeypatch):
+    """Any fault through the child process, one on each GPU: flagged, bounded, right before and after it, and the GPU beside them is well."""
+    kinds = [kind for kind in FLAGS if kind != "slow"]  # tests/test_sampler_child.py has a driver that hangs there
+    gpus = [Gpu(WAVES[0], period_s=0.05, faults=(fault(kind),)) for kind in kinds]
+    monkeypatch.delenv(SWITCH, raising=False)
+    with simulated(*gpus, Gpu(WAVES[1], period_s=0.05), virtual=False) as sim:
+        for name, value in sim.child_env(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        meters, missing = open_meters()
+        assert not missing
+        meters, sink, apart = in_child(meters, 0.01), MemorySink(), False
+        with green_torch.track(meters=meters, sinks=[sink], intensity=100, log_every_n_steps=1) as tracker:
+            while time.monotonic_ns() < sim.at(END_S + RECOVERED_S + 0.6):
+                time.sleep(0.05)
+                tracker.step()
+                apart = apart or (time.monotonic_ns() < sim.at(BEGIN_S) and all(meter.apart for meter in meters))
+        for meter in meters:
+            meter.close()
+        assert apart
+        run = Outcome(sim, sink.manifest, sink.records, sink.summary)
+        for gpu, kind in enumerate(kinds):
+            assert_honest(run, gpu)
+            assert_told(run, gpu, [kind])
+            assert_well(run, gpu, run.between(0.3, BEGIN_S - 0.1), allowed={"unresolved"})
+            assert_well(run, gpu, run.between(END_S + RECOVERED_S, 9.0), allowed={"unresolved"})
+        assert_honest(run, len(kinds))
+        assert_well(run, len(kinds), allowed={"unresolved"})
 
 
 # ---- slow and hung calls
