@@ -377,3 +377,20 @@ def test_track_reads_gpus_through_the_child(tmp_path, monkeypatch):
             (energy,) = (domain for domain in record.domains if domain.name == "gpu0")
             assert energy.energy_lo_j <= sim.truth_j(0, record.start_ns, record.end_ns) <= energy.energy_hi_j
     assert until(lambda: gone(pid))
+
+
+def test_track_says_that_the_child_failed(tmp_path, monkeypatch):
+    """A child that does not come up costs a run nothing but a warning, which the summary keeps."""
+    monkeypatch.delenv(SWITCH, raising=False)
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho no memory >&2; exit 1")
+    python.chmod(0o700)
+    with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
+        sink = MemorySink()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(python))
+            with green_torch.track(intensity=100, sinks=[sink], log_every_n_steps=1) as tracker:
+                assert until(lambda: any("(no memory)" in text for text in tracker.summary().warnings))
+                tracker.step()
+        (energy,) = (domain for domain in sink.records[0].domains if domain.name == "gpu0")
+        assert energy.energy_lo_j <= sim.truth_j(0, sink.records[0].start_ns, sink.records[0].end_ns) <= energy.energy_hi_j
