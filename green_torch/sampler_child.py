@@ -214,9 +214,9 @@ class _Child:
         if gone:
             self._end()
         if gone or given_up:
-            lines = self._said.decode(errors="replace").split("\n")
-            said = [line for line in lines if line.strip()]  # the last line of a traceback is the one that tells
-            self._tell(said[-1][:_MOST_QUOTED] if said else f"it ended with {process.returncode}")
+            said = self._said.decode(errors="replace").strip().split("\n")[-1]  # the line of a traceback that tells
+            status = f"exit status {process.returncode}" if process.returncode is not None else ""
+            self._tell(", ".join(filter(None, (said[:_MOST_QUOTED], status))))
 
     def _tell(self, why: str) -> None:
         self._warn(

@@ -181,10 +181,10 @@ def test_a_child_that_finds_no_driver_leaves_the_reading_to_the_thread(monkeypat
     [
         (
             "#!/bin/sh\necho Traceback >&2; echo \"ImportError: no module named 'x'\" >&2; exit 1",
-            "(ImportError: no module named 'x')",
+            "(ImportError: no module named 'x', exit status 1)",
         ),
-        ("#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' 'y' >&2; sleep 0.1; exit 3", f"({'y' * 300})"),
-        ("#!/bin/sh\nkill -9 $$", "(it ended with -9)"),
+        ("#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' 'y' >&2; sleep 0.1; exit 3", f"({'y' * 300}, exit status 3)"),
+        ("#!/bin/sh\nkill -9 $$", "(exit status -9)"),
         ("#!/no/such/interpreter", "No such file"),
     ],
     ids=["import error", "much to say", "killed", "not started"],
@@ -390,7 +390,7 @@ def test_track_says_that_the_child_failed(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "executable", str(python))
             with green_torch.track(intensity=100, sinks=[sink], log_every_n_steps=1) as tracker:
-                assert until(lambda: any("(no memory)" in text for text in tracker.summary().warnings))
+                assert until(lambda: any("(no memory, exit status 1)" in text for text in tracker.summary().warnings))
                 tracker.step()
         (energy,) = (domain for domain in sink.records[0].domains if domain.name == "gpu0")
         assert energy.energy_lo_j <= sim.truth_j(0, sink.records[0].start_ns, sink.records[0].end_ns) <= energy.energy_hi_j
