@@ -16,7 +16,7 @@ from green_torch.records import Embodied, Manifest
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from green_torch.protocols import Clock, IntensityProvider, Meter
     from green_torch.records import Domain
@@ -129,7 +129,12 @@ def grid_of(
     return provider, replace(manifest, intensity=point, pue=published, pue_source=source)
 
 
-def energy_meters(given: Sequence[Meter] | None, poll_interval_s: float, place: Place) -> tuple[list[Meter], tuple[str, ...]]:
+def energy_meters(
+    given: Sequence[Meter] | None,
+    poll_interval_s: float,
+    place: Place,
+    warn: Callable[..., object] = lambda _text, **_how: None,
+) -> tuple[list[Meter], tuple[str, ...]]:
     """The meters of this process, and what can't be read; on ranks but the first of a node without those of CPU and memory.
 
     Raises:
@@ -151,7 +156,7 @@ def energy_meters(given: Sequence[Meter] | None, poll_interval_s: float, place: 
         return list(found.meters), found.missing
     from green_torch.sampler_child import in_child  # GPUs are read by a small process of their own
 
-    return in_child(found.meters, poll_interval_s), found.missing
+    return in_child(found.meters, poll_interval_s, warn), found.missing
 
 
 def _of_node(meter: Meter) -> bool:

@@ -96,7 +96,7 @@ class Recorder:
         self._queue: deque[Span] = deque()
         self._work = threading.Lock()  # one drain at a time
         self._short = threading.Lock()  # the totals; never held for long
-        self._levels: dict[str, dict[int, Level]] = {}  # domain -> instant -> level given out
+        self._levels: dict[str, dict[Instant, Level]] = {}  # domain -> instant -> level given out
         self._totals = Totals(sampler.timelines)
         self._point: IntensityPoint | None = manifest.intensity
         self._point_unix_ns = 0
@@ -220,6 +220,8 @@ class Recorder:
         return self._summary("running", warnings)
 
     def _drain(self, *, patient: bool) -> None:
+        if self._sampler.domains != self.manifest.domains:  # others have come to share one
+            self.restate(domains=self._sampler.domains)
         if self._manifest_due:
             self._manifest_due = False
             self._hand_out(self.manifest)
@@ -247,16 +249,19 @@ class Recorder:
             return all(timeline.settled(instant) for timeline in self._sampler.timelines.values())
 
     def _level(self, name: str, instant: Instant) -> Level:
-        """The level at an instant: the one already given out where there is one, and never below that of an earlier one."""
+        """The level at an instant: the one already given out where there is one, and never below that of an earlier one.
+
+        Boundaries of a device that are taken to have passed at once may still be known differently well: each has its own level.
+        """
         given = self._levels.setdefault(name, {})
-        if instant.at_ns in given:
-            return given[instant.at_ns]
+        if instant in given:
+            return given[instant]
         level = self._sampler.timelines[name].level(instant)
         if given:
-            last_ns = next(reversed(given))
-            if instant.at_ns >= last_ns and level.energy_j < given[last_ns].energy_j:
-                level = replace(level, energy_j=given[last_ns].energy_j)
-        given[instant.at_ns] = level
+            last = next(reversed(given))
+            if instant.at_ns >= last.at_ns and level.energy_j < given[last].energy_j:
+                level = replace(level, energy_j=given[last].energy_j, guessed=level.guessed or given[last].guessed)
+        given[instant] = level
         return level
 
     def _forget_levels(self, span: Span) -> None:
@@ -264,7 +269,7 @@ class Recorder:
         if span.open_since_ns is None:
             return
         for given in self._levels.values():
-            while len(given) > _LEVELS and (oldest := next(iter(given))) < span.open_since_ns:
+            while len(given) > _LEVELS and (oldest := next(iter(given))).at_ns < span.open_since_ns:
                 del given[oldest]
 
     def _skip(self, span: Span) -> None:
@@ -289,13 +294,14 @@ class Recorder:
                 if not timeline.knots or (not settled and name in failing):
                     flags.add(f"{Flag.METER_FAILED}:{name}")
                     continue
-                if not settled:
+                if not settled and timeline.stood_still(span.end.hi_ns):
+                    flags.add(f"{Flag.COUNTER_STUCK}:{name}")
+                levels = [(self._level(name, a), self._level(name, b)) for a, b in span.pieces]
+                if any(level.guessed for ends in levels for level in ends):
                     flags.add(f"{Flag.LATE}:{name}")
-                    if timeline.stood_still(span.end.hi_ns):
-                        flags.add(f"{Flag.COUNTER_STUCK}:{name}")
                 amounts = [
-                    self._totals.take(name, phase, clean, (a, self._level(name, a)), (b, self._level(name, b)))
-                    for a, b in span.pieces
+                    self._totals.take(name, phase, clean, (a, level_a), (b, level_b))
+                    for (a, b), (level_a, level_b) in zip(span.pieces, levels, strict=True)
                 ]
                 # A step may end, on another stream, before the one ahead of it: it has no time of its own, and its 0 J say nothing.
                 if span.duration_s <= 0 or (timeline.counted and all(amount.vacuous for amount in amounts)):

@@ -48,7 +48,7 @@ class Flag(StrEnum):
     COUNTED = "counted"  # FLOPs were counted during it: its time and energy are not typical
     SPLIT = "split"  # a phase was cut out of the middle of a step
     UNRESOLVED = "unresolved"  # the bounds are no tighter than knowing nothing
-    LATE = "late"  # no counter change came within 2 s: the last part is extrapolated
+    LATE = "late"  # no counter change came within 2 s: where it ends, or began, is extrapolated, and a wrong guess is made up for here
     METER_FAILED = "meter_failed"  # a domain could not be read: its joules are missing
     COUNTER_RESET = "counter_reset"  # a counter went back, or leapt: the gap is bounded by the power limit only
     COUNTER_STUCK = "counter_stuck"  # a counter stood still while others moved
@@ -80,7 +80,8 @@ class Domain:
     """One thing whose energy a meter reads.
 
     ``name`` as people say it (``gpu0``, ``cpu``, ``dram``); ``device`` as the driver prints it; ``source`` where the number
-    comes from. ``power_limit_w`` is the limit behind the bounds (0 <= P <= 1.5 x limit), ``None`` where joules have no bounds.
+    comes from. ``power_limit_w`` is the limit behind the bounds (0 <= P <= 1.5 x limit), the highest that the device can be set to;
+    ``None`` where joules have no bounds.
     ``quantum_j`` is the counter's resolution; ``period_s`` its update period where known.
     """
 

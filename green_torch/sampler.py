@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from green_torch.protocols import Clock, Meter
-    from green_torch.records import Reading
+    from green_torch.records import Domain, Reading
 
 _RETRY_S = 1.0  # a meter that fails is asked again no more often than this
 _HUNG_S = 2.0  # a call that takes longer counts as failing until it returns
@@ -63,6 +63,11 @@ class Sampler:
         with self.lock:
             return {**self._failing, **dict.fromkeys(hung, f"the driver has not answered for more than {_HUNG_S:g} s")}
 
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """What is read, as it was last seen: others may come to share it."""
+        return tuple(timeline.domain for timeline in self.timelines.values())
+
     def forget(self, before_ns: float) -> None:
         """Drops readings that nothing from an instant on can need."""
         with self.lock:
@@ -91,6 +96,7 @@ class Sampler:
     def _note(self, meter: Meter, reading: Reading) -> bool:
         whole = True
         for domain in meter.domains:
+            self.timelines[domain.name].domain = domain  # others may have come to share it
             energy_j = reading.energy_j.get(domain.name)
             if energy_j is None or not math.isfinite(energy_j):
                 self._failing[domain.name] = "the meter left it out"

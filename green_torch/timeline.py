@@ -59,7 +59,8 @@ _COVERED = 4  # an interval of more steps than this tells nothing of their shape
 class Level:
     """Cumulative joules at an instant, which may have been so much earlier or later than it is taken to be.
 
-    Levels of different ``epoch`` (a counter reset lies between) share no bounds.
+    Levels of different ``epoch`` (a counter reset lies between) share no bounds. A ``guessed`` one was asked for before it was
+    settled, or rests on such a one: its bounds hold, but its estimate may be far off.
     """
 
     energy_j: float
@@ -68,6 +69,7 @@ class Level:
     epoch: int
     early_ns: float = 0.0
     late_ns: float = 0.0
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,12 @@ class DomainTimeline:
             self._shape.mark(instant.at_ns, self._at, self._e)
         estimate = self._estimate(instant.at_ns)
         epoch = self._epoch_at(instant.at_ns)
+        guessed = not self.settled(instant)
         if not self.counted:
-            return Level(estimate, estimate, estimate, self._epochs_gone + epoch)
+            return Level(estimate, estimate, estimate, self._epochs_gone + epoch, guessed=guessed)
         lo_j, hi_j = self._lower(instant.lo_ns, epoch), self._upper(instant.hi_ns, epoch)
         early_ns, late_ns = instant.at_ns - instant.lo_ns, instant.hi_ns - instant.at_ns
-        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch, early_ns, late_ns)
+        return Level(min(max(estimate, lo_j), hi_j), lo_j, hi_j, self._epochs_gone + epoch, early_ns, late_ns, guessed)
 
     def forget(self, before_ns: int) -> None:
         """Drops knots that no instant from ``before_ns`` on can need."""
@@ -283,7 +286,7 @@ class Rhythm:
     then the middle stands. Only estimates follow it, never bounds.
     """
 
-    __slots__ = ("_at_ns", "_gaps", "_noise", "_placed", "_seen", "_telling", "_variance", "_widths", "period_ns")
+    __slots__ = ("_at_ns", "_gaps", "_noise", "_placed", "_seen", "_variance", "_widths", "period_ns", "telling")
 
     def __init__(self) -> None:
         self._gaps: deque[float] = deque(maxlen=_GAPS)
@@ -293,7 +296,7 @@ class Rhythm:
         self.period_ns: float | None = None
         self._variance = self._noise = 0.0  # of the last instant, and what a period adds to it, in ns squared
         self._seen = 0  # updates placed
-        self._telling = False  # the brackets are narrow enough to tell the gaps' multiples
+        self.telling = False  # the brackets are narrow enough to tell the gaps' multiples
 
     @property
     def sigma_ns(self) -> float:
@@ -306,7 +309,7 @@ class Rhythm:
         self._widths.append(width_ns)
         at_ns, variance, updates = middle_ns, width_ns**2 / 12, 1
         if self._at_ns is not None and self.period_ns:
-            if self._telling:
+            if self.telling:
                 sigma_ns = self.sigma_ns
                 prior = sigma_ns**2
                 updates = max(1, math.floor((hi_ns + sigma_ns - self._at_ns) / self.period_ns))
@@ -342,7 +345,7 @@ class Rhythm:
             if abs(long_ns - self.period_ns) <= 3 * spread_ns + _TIMER_NS:  # else the period has just changed
                 self.period_ns = long_ns
         self._noise = spread_ns**2 + _TIMER_NS**2
-        self._telling = median(self._widths) < _TELLING * self.period_ns
+        self.telling = median(self._widths) < _TELLING * self.period_ns
 
 
 class _Shape:

@@ -92,7 +92,8 @@ class Tracker:
         price: money per kWh of facility energy, in any currency.
         meters: what reads energy; they stay open, and yours to close. None: every device that is found. Those of ``cpu`` and ``dram``
             alone are used by local rank 0 only.
-        poll_interval_s: seconds between readings of a hardware counter.
+        poll_interval_s: seconds between readings of a hardware counter; a GPU's is read ten times as often in its first second, and then
+            two or three times around each update that is due where those are further apart than this.
         clock: the run's time; for tests, :class:`green_torch.testing.ScriptedClock`.
         flops_per_step: model FLOPs of a step, where they can't be counted.
         peak_flop_per_s: the device's dense peak, where the table has none or another is wanted.
@@ -195,7 +196,7 @@ class Tracker:
         )
         provider, manifest = grid_of(region, intensity, pue, manifest, self._clock)
         self._provider = provider
-        found, missing = energy_meters(meters, poll_interval_s, self._place)
+        found, missing = energy_meters(meters, poll_interval_s, self._place, self._warnings)
         manifest = replace(
             manifest, domains=tuple(domain for meter in found for domain in meter.domains), missing=missing, **described(model)
         )

@@ -21,9 +21,10 @@ import green_torch
 from green_torch.meters.nvml import open_meters
 from green_torch.records import Domain, Flag, Instant, Method, Phase, Reading
 from green_torch.sampler import Sampler
+from green_torch.sampler_child import SWITCH, in_child
 from green_torch.testing import MemorySink, ScriptedClock
 from green_torch.timeline import DomainTimeline
-from tests.simnvml import VIRTUAL_EPOCH_NS, Fault, Gpu, simulated, square
+from tests.simnvml import VIRTUAL_EPOCH_NS, Fault, Gpu, Wave, simulated, square
 
 MS = 1_000_000
 STEP_S = 0.1
@@ -83,6 +84,7 @@ class Outcome:
     """A finished run, beside the simulator's truth."""
 
     sim: object
+    manifest: object  # the last one that the sinks got
     records: list
     summary: object
 
@@ -102,10 +104,12 @@ class Outcome:
         ]
 
 
-def trained(*faults: tuple[Fault, ...], **options) -> Outcome:
-    """A run of 8 s in which each GPU suffers its faults; ``options`` are those of every GPU."""
-    gpus = [Gpu(wave, faults=own, period_s=0.05, **options) for wave, own in zip(WAVES, faults, strict=False)]
-    with simulated(*gpus) as sim:
+def trained(
+    *faults: tuple[Fault, ...], waves=WAVES, steps_s=(STEP_S,) * STEPS, period_s=0.05, driver=None, **options
+) -> Outcome:
+    """A run (of 8 s) in which each GPU suffers its faults; ``driver`` are options of the driver, ``options`` those of every GPU."""
+    gpus = [Gpu(wave, faults=own, period_s=period_s, **options) for wave, own in zip(waves, faults, strict=False)]
+    with simulated(*gpus, **(driver or {})) as sim:
         meters, missing = open_meters(now_ns=sim.now_ns)
         assert not missing
         clock, sink = Lockstep(sim), MemorySink()
@@ -113,12 +117,12 @@ def trained(*faults: tuple[Fault, ...], **options) -> Outcome:
             clock=clock, meters=meters, sinks=[sink], intensity=100, log_every_n_steps=1, poll_interval_s=0.02
         )
         with tracker:
-            for _ in range(STEPS):
-                clock.advance(STEP_S)
+            for step_s in steps_s:
+                clock.advance(step_s)
                 tracker.step(tokens=8)
         for meter in meters:
             meter.close()
-        return Outcome(sim, sink.records, sink.summary)
+        return Outcome(sim, sink.manifest, sink.records, sink.summary)
 
 
 def assert_training_went_on(run: Outcome) -> None:
@@ -154,6 +158,11 @@ def assert_told(run: Outcome, gpu: int, kinds) -> None:
     assert all(f"{flag}:gpu{gpu}" in run.summary.flags for flag in told)
     if told != {"unresolved"}:
         assert any(f"gpu{gpu}" in text for name, text in run.summary.lines() if name in {"not metered", "warning"})
+
+
+def misled_records(run: Outcome) -> list:
+    """Records of the first GPU whose joules are far from the truth."""
+    return [record for record in run.records if abs(run.energy(record, 0).energy_j - run.truth_j(record, 0)) > 10]
 
 
 @pytest.mark.parametrize("others", [0, 1])
@@ -235,6 +244,95 @@ def test_a_gap_is_spread_evenly():
         timeline.observe(ms * MS, ms * MS, 300.0 * (ms // 20 * 20) / 1e3)
     levels = [timeline.level(Instant.exact(ms * MS)).energy_j for ms in (1000, 1750, 2500)]
     assert [after - before for before, after in itertools.pairwise(levels)] == pytest.approx([225.0, 225.0], rel=0.03)
+
+
+def test_power_that_falls_while_the_counter_stands_still():
+    """Records whose joules an extrapolation at the old power has taken before are flagged, too, and their bounds hold the truth."""
+    falling = Wave(((0.0, 300.0), (2.0, 300.0), (2.0, 50.0), (8.0, 50.0)), repeat=False)
+    run = trained(
+        (Fault("stuck", 2.0, 4.65),), waves=[falling], steps_s=[0.1, *[0.5] * 15]
+    )  # given up at 2.6 s: 180 J too many
+    assert_honest(run, 0)
+    misled = misled_records(run)
+    assert sum(run.energy(record, 0).energy_j < 1.0 for record in misled) >= 4
+    assert all("late:gpu0" in record.flags for record in misled)
+    assert_well(run, 0, run.between(0.0, 2.0))
+    assert_well(run, 0, run.between(6.1, 9.0))
+    assert run.summary.totals.energy_j == pytest.approx(sum(run.truth_j(record, 0) for record in run.records), rel=0.02)
+
+
+def test_power_that_rises_while_the_counter_stands_still():
+    """The record after an extrapolation that was too low gets what that had left out, and is flagged."""
+    rising = Wave(((0.0, 50.0), (2.0, 50.0), (2.0, 300.0), (8.0, 300.0)), repeat=False)
+    run = trained((Fault("stuck", 2.0, 4.65),), waves=[rising], steps_s=[0.1, *[0.5] * 15])
+    assert_honest(run, 0)
+    misled = misled_records(run)
+    assert misled
+    assert all("late:gpu0" in record.flags for record in misled)
+    assert_well(run, 0, run.between(3.1, 9.0), allowed={"unresolved"})
+
+
+def test_a_power_cap_that_is_raised():
+    """A run opened under a low power cap that somebody raises: nothing is taken for a leap, and the bounds hold."""
+    rising = Wave(((0.0, 250.0), (3.0, 250.0), (3.0, 680.0), (8.0, 680.0)), repeat=False)
+    run = trained((Fault("cap", 0.0, 3.0, 300.0),), waves=[rising], period_s=0.1, power_limit_w=700)
+    assert_training_went_on(run)
+    assert_honest(run, 0)
+    assert_well(run, 0, allowed={"unresolved"})
+
+
+def test_another_job_that_comes_later():
+    """A process that comes to one GPU in the middle of a run: records from then on are flagged, the manifest says so, its twin's do not."""
+    run = trained((Fault("joined", 20.0, arg=4_000_001.0),), (), steps_s=[1.0] * 60)
+    assert run.flags(0, run.between(0.0, 20.0)) == set()
+    assert all("shared:gpu0" in record.flags for record in run.between(50.0, 60.0))
+    assert run.flags(1) == set()
+    assert [domain.shared for domain in run.summary.manifest.domains] == [True, False]
+    assert [domain.shared for domain in run.manifest.domains] == [True, False]
+
+
+def test_the_driver_is_reloaded():
+    """The driver goes away in the middle of a run and comes back with its counters at zero: flagged, then both GPUs are right again."""
+    run = trained((), (), driver={"reloads": [(BEGIN_S, END_S)]})
+    assert_training_went_on(run)
+    for gpu in (0, 1):
+        assert_honest(run, gpu)
+        assert_told(run, gpu, ["lost"])
+        assert_told(run, gpu, ["reset"])
+        assert_well(run, gpu, run.between(0.0, BEGIN_S - 0.1))
+        assert_well(run, gpu, run.between(END_S + RECOVERED_S, 9.0))
+
+
+# ---- through the child process, in real time
+
+
+def test_faults_that_the_child_meets(tmp_path, monkeypatch):
+    """Any fault through the child process, one on each GPU: flagged, bounded, right before and after it, and the GPU beside them is well."""
+    kinds = [kind for kind in FLAGS if kind != "slow"]  # tests/test_sampler_child.py has a driver that hangs there
+    gpus = [Gpu(WAVES[0], period_s=0.05, faults=(fault(kind),)) for kind in kinds]
+    monkeypatch.delenv(SWITCH, raising=False)
+    with simulated(*gpus, Gpu(WAVES[1], period_s=0.05), virtual=False) as sim:
+        for name, value in sim.child_env(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        meters, missing = open_meters()
+        assert not missing
+        meters, sink, apart = in_child(meters, 0.01), MemorySink(), False
+        with green_torch.track(meters=meters, sinks=[sink], intensity=100, log_every_n_steps=1) as tracker:
+            while time.monotonic_ns() < sim.at(END_S + RECOVERED_S + 0.6):
+                time.sleep(0.05)
+                tracker.step()
+                apart = apart or (time.monotonic_ns() < sim.at(BEGIN_S) and all(meter.apart for meter in meters))
+        for meter in meters:
+            meter.close()
+        assert apart
+        run = Outcome(sim, sink.manifest, sink.records, sink.summary)
+        for gpu, kind in enumerate(kinds):
+            assert_honest(run, gpu)
+            assert_told(run, gpu, [kind])
+            assert_well(run, gpu, run.between(0.3, BEGIN_S - 0.1), allowed={"unresolved"})
+            assert_well(run, gpu, run.between(END_S + RECOVERED_S, 9.0), allowed={"unresolved"})
+        assert_honest(run, len(kinds))
+        assert_well(run, len(kinds), allowed={"unresolved"})
 
 
 # ---- slow and hung calls

@@ -157,6 +157,14 @@ def test_unknown_power_limit_is_none():
         assert meter.domains[0].power_limit_w is None
 
 
+@pytest.mark.parametrize(("told", "expected_w"), [(True, 700), (False, 300)])
+def test_the_limit_is_the_boards_highest(told, expected_w):
+    """The limit behind the bounds is the highest that the board allows, not a cap in force now; that one where no other is told."""
+    cap = Fault("cap", 0.0, arg=300.0)
+    with simulated(Gpu(power_limit_w=700, limits_told=told, faults=(cap,))) as sim, _meter(sim) as meter:
+        assert meter.domains[0].power_limit_w == expected_w
+
+
 @pytest.mark.parametrize("period_s", [0.02, 0.1])
 def test_counter_equals_truth_up_to_its_last_update(period_s):
     """Joules between readings are the truth between the counter's updates, within one quantum at either end."""
@@ -599,6 +607,17 @@ def test_shared_where_other_processes_are_seen(pids, denied, shared):
         assert meter.shared_now() is shared
 
 
+def test_others_that_come_later_are_seen():
+    """Readings look for other processes every half minute, across a driver reload too; once seen, they are not forgotten."""
+    with simulated(Gpu(faults=(Fault("joined", 40.0, 70.0, OTHER_PID),)), reloads=[(10.0, 20.0)]) as sim, _meter(sim) as meter:
+        seen_at = {}
+        for at_s in (1, 21, 39, 59, 69, 90):
+            sim.go_to(at_s)
+            meter.read()
+            seen_at[at_s] = meter.domains[0].shared
+    assert seen_at == {1: False, 21: False, 39: False, 59: False, 69: True, 90: True}
+
+
 @pytest.mark.parametrize(("pids", "shared"), [((), False), ((OTHER_PID,), False), ((OTHER_PID, OTHER_PID + 1), True)])
 def test_shared_inside_a_container(monkeypatch, pids, shared):
     """Where the driver's pids are not ours, one process counts as our own once CUDA is up."""
@@ -685,4 +704,21 @@ def test_memory_traffic_that_is_not_told(gpu, seconds):
         sim.go_to(seconds)
         assert traffic.end() is None
         pynvml.nvmlShutdown()
+        assert sim.samples == 0
+
+
+def test_a_sample_of_memory_traffic_that_was_not_filled_is_let_go():
+    """Where the driver fills no first sample, none is kept: nothing is asked about it later, and the next beginning counts."""
+    with (
+        simulated(Gpu(constant(100), traffic_b_per_j=1e9, faults=(Fault("no_sample", 0.0, 0.5),))) as sim,
+        _meter(sim) as meter,
+    ):
+        traffic = meter.memory_traffic()
+        traffic.begin()
+        assert sim.samples == 0
+        sim.go_to(1.0)
+        assert traffic.end() is None
+        traffic.begin()
+        sim.go_to(2.0)
+        assert traffic.end() == pytest.approx(100e9)
         assert sim.samples == 0

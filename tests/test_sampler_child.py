@@ -31,10 +31,10 @@ def apart(tmp_path, monkeypatch):
     """Opens the first GPU of a simulated driver that this process and its children share, read by a child."""
     opened = []
 
-    def open_first(sim) -> ChildMeter:
+    def open_first(sim, poll_interval_s=0.01) -> ChildMeter:
         for name, value in sim.child_env(tmp_path).items():
             monkeypatch.setenv(name, value)
-        (meter,) = in_child([NvmlMeter(sim.gpus[0].uuid)], 0.01)
+        (meter,) = in_child([NvmlMeter(sim.gpus[0].uuid)], poll_interval_s)
         opened.append(meter)
         return meter
 
@@ -152,17 +152,65 @@ def test_a_killed_child_is_replaced_by_the_thread(apart):
         assert meter.pid is None
 
 
+def failing(sim, timeout_s: float = 10.0) -> list[str]:
+    """What is said while a child fails, in whose place the thread reads."""
+    said: list[str] = []
+    (meter,) = in_child([NvmlMeter(sim.gpus[0].uuid)], 0.01, lambda text, **_: said.append(text))
+    end = time.monotonic() + timeout_s
+    while not said and time.monotonic() < end:
+        assert sim.now_ns() - meter.read().end_ns < 50 * MS
+        assert not meter.apart
+        time.sleep(0.02)
+    for _ in range(10):
+        meter.read()
+    meter.close()
+    return said
+
+
 def test_a_child_that_finds_no_driver_leaves_the_reading_to_the_thread(monkeypatch):
-    """Where the child can't open the GPU the parent's own readings stand."""
+    """Where the child can't open the GPU the parent's own readings stand, and why is said once."""
     monkeypatch.delenv(SWITCH, raising=False)
     with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
-        (meter,) = in_child([NvmlMeter(sim.gpus[0].uuid)], 0.01)
-        end = time.monotonic() + 0.4
+        (text,) = failing(sim)
+    assert "(no NVIDIA driver: " in text
+    assert f"export {SWITCH}=thread" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (
+            "#!/bin/sh\necho Traceback >&2; echo \"ImportError: no module named 'x'\" >&2; exit 1",
+            "(ImportError: no module named 'x', exit status 1)",
+        ),
+        ("#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' 'y' >&2; sleep 0.1; exit 3", f"({'y' * 300}, exit status 3)"),
+        ("#!/bin/sh\nkill -9 $$", "(exit status -9)"),
+        ("#!/no/such/interpreter", "No such file"),
+    ],
+    ids=["import error", "much to say", "killed", "not started"],
+)
+def test_a_child_that_fails_is_said_once(monkeypatch, tmp_path, script, why):
+    """A child that does not come up is said once, with the reason, and the thread reads."""
+    monkeypatch.delenv(SWITCH, raising=False)
+    python = tmp_path / "python3"
+    python.write_text(script)
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
+        (text,) = failing(sim)
+    assert why in text
+
+
+def test_a_child_that_reads_rarely_is_not_taken_for_silent(apart):
+    """Where readings are a second apart the thread does not make its own between the child's."""
+    with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
+        meter = apart(sim, 1.0)
+        settled(meter)
+        own, end = sim.calls, time.monotonic() + 2.6
         while time.monotonic() < end:
-            assert sim.now_ns() - meter.read().end_ns < 50 * MS
-            assert not meter.apart
-            time.sleep(0.02)
-        meter.close()
+            meter.read()
+            assert meter.apart
+        assert sim.calls == own
 
 
 def test_closing_ends_the_child(apart):
@@ -195,6 +243,24 @@ def test_a_forked_workers_copy_ends_nothing(apart):
         assert meter.apart
 
 
+def test_others_are_looked_for_while_the_child_reads(tmp_path, monkeypatch):
+    """Where the child reads, the parent still looks for other processes on the GPU now and then."""
+    later_s = [0]
+    monkeypatch.delenv(SWITCH, raising=False)
+    with simulated(Gpu(period_s=0.02, faults=(Fault("joined", 0.2, arg=4_000_001.0),)), virtual=False) as sim:
+        for name, value in sim.child_env(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        own = NvmlMeter(sim.gpus[0].uuid, now_ns=lambda: time.monotonic_ns() + later_s[0] * 1_000 * MS)
+        (meter,) = in_child([own], 0.01)
+        settled(meter)
+        assert not meter.domains[0].shared
+        later_s[0] = 31
+        meter.read()
+        assert meter.apart
+        assert meter.domains[0].shared
+        meter.close()
+
+
 def test_it_can_be_switched_off(monkeypatch):
     """GREEN_TORCH_SAMPLER=thread leaves every meter as it is; so do meters that are no NVML counters."""
     other = ScriptedMeter(ScriptedClock(), {"cpu": 50.0})
@@ -212,8 +278,10 @@ def test_it_can_be_switched_off(monkeypatch):
             meter.close()
 
 
-def paced(period_ms: int, phase: float, jitter: float, rng: random.Random) -> tuple[list[int], float]:
-    """Widths of the brackets that a counter's changes are seen in once its rhythm is known, and readings per change."""
+def paced(
+    period_ms: int, phase: float, jitter: float, rng: random.Random, poll_interval_s: float = 0.01
+) -> tuple[list[int], float, float]:
+    """Widths of the brackets that a counter's changes are seen in once its rhythm is known, readings per change and ns per reading."""
     period, start, late = period_ms * MS, int(phase * period_ms * MS), {}
 
     def updates(t_ns: int) -> int:
@@ -221,9 +289,10 @@ def paced(period_ms: int, phase: float, jitter: float, rng: random.Random) -> tu
         late.setdefault(k, rng.uniform(0, jitter * period))
         return k if start + k * period + late[k] <= t_ns else k - 1
 
-    pace, now, seen, value, reads, widths = Pace(0.01), 0, 0, None, 0, []
+    pace, now, seen, value, reads, widths = Pace(poll_interval_s), 0, 0, None, 0, []
     begun = 20 * period + 2000 * MS
-    while now < begun + 100 * period:
+    over = begun + max(100 * period, int(50e9 * poll_interval_s))
+    while now < over:
         begin, end = now, now + 40_000
         fresh = updates(begin + 20_000)
         changed = value is not None and fresh != value
@@ -233,14 +302,14 @@ def paced(period_ms: int, phase: float, jitter: float, rng: random.Random) -> tu
                 widths.append(end - seen)
         now = end + rng.randrange(60_000, 140_000) + pace.wait_ns(begin, end, changed=changed)  # a sleep takes a little longer
         seen, value = begin, fresh
-    return sorted(widths), reads / len(widths)
+    return sorted(widths), reads / len(widths), (over - begun) / reads
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(15, 500), st.floats(0, 1), st.floats(0, 0.05), st.integers(0, 1000))
 def test_the_pace_locks_onto_a_regular_counter(period_ms, phase, jitter, seed):
     """Whatever the period, phase and a little jitter, most changes are soon seen within 3 ms, at a few readings each."""
-    widths, reads = paced(period_ms, phase, jitter, random.Random(seed))
+    widths, reads, _ = paced(period_ms, phase, jitter, random.Random(seed))
     assert widths[len(widths) // 2] < 3 * MS
     assert reads < 40
 
@@ -249,9 +318,32 @@ def test_the_pace_locks_onto_a_regular_counter(period_ms, phase, jitter, seed):
 @given(st.integers(15, 30), st.floats(0, 1), st.floats(0, 0.02), st.integers(0, 1000))
 def test_the_pace_stays_locked(period_ms, phase, jitter, seed):
     """A fast, regular counter does not drift out of the looks at it: nine of ten changes are seen within 2 ms, at three readings each."""
-    widths, reads = paced(period_ms, phase, jitter, random.Random(seed))
+    widths, reads, _ = paced(period_ms, phase, jitter, random.Random(seed))
     assert widths[len(widths) * 9 // 10] < 2 * MS
     assert reads < 4
+
+
+@pytest.mark.parametrize("poll_interval_s", [0.01, 1.0])
+@pytest.mark.parametrize("period_ms", [1, 2, 5, 8])
+def test_the_pace_keeps_to_the_interval_where_a_counter_is_faster(period_ms, poll_interval_s):
+    """A counter that changes more often than it should be read is read at the interval once a second has passed, in brackets as wide."""
+    widths, _, between_ns = paced(period_ms, 0.3, 0.02, random.Random(period_ms), poll_interval_s)
+    assert 1e9 * poll_interval_s <= between_ns < 1.03e9 * poll_interval_s
+    assert widths[-1] < 1.05e9 * poll_interval_s
+
+
+@pytest.mark.parametrize("period_ms", [20, 100, 300, 500, 800])
+def test_the_pace_keeps_to_a_long_interval(period_ms):
+    """With a second between readings a usual counter's rhythm is not gone after."""
+    _, _, between_ns = paced(period_ms, 0.3, 0.02, random.Random(period_ms), 1.0)
+    assert between_ns >= 1e9
+
+
+def test_the_pace_learns_for_a_second():
+    """Readings are a tenth of the interval apart for a second, however fast the counter turns out to be."""
+    pace = Pace(0.01)
+    waits = [pace.wait_ns(k * MS, k * MS + 1000, changed=k > 0) for k in range(1100)]
+    assert waits == [MS if k < 1000 else 10 * MS for k in range(1100)]
 
 
 def test_the_pace_reads_rarely_what_stands_still():
@@ -285,3 +377,20 @@ def test_track_reads_gpus_through_the_child(tmp_path, monkeypatch):
             (energy,) = (domain for domain in record.domains if domain.name == "gpu0")
             assert energy.energy_lo_j <= sim.truth_j(0, record.start_ns, record.end_ns) <= energy.energy_hi_j
     assert until(lambda: gone(pid))
+
+
+def test_track_says_that_the_child_failed(tmp_path, monkeypatch):
+    """A child that does not come up costs a run nothing but a warning, which the summary keeps."""
+    monkeypatch.delenv(SWITCH, raising=False)
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho no memory >&2; exit 1")
+    python.chmod(0o700)
+    with simulated(Gpu(constant(200), period_s=0.02), virtual=False) as sim:
+        sink = MemorySink()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(python))
+            with green_torch.track(intensity=100, sinks=[sink], log_every_n_steps=1) as tracker:
+                assert until(lambda: any("(no memory, exit status 1)" in text for text in tracker.summary().warnings))
+                tracker.step()
+        (energy,) = (domain for domain in sink.records[0].domains if domain.name == "gpu0")
+        assert energy.energy_lo_j <= sim.truth_j(0, sink.records[0].start_ns, sink.records[0].end_ns) <= energy.energy_hi_j

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from green_torch.records import Domain, Flag, Instant, Method
+import green_torch
+from green_torch.records import Domain, Flag, Instant, Method, Phase, Work
+from green_torch.steps import Span
+from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from green_torch.timeline import DomainTimeline, Level, Telescope
 
 LIMIT_W = 400.0
@@ -245,6 +248,26 @@ def test_an_uncertain_instant_widens_the_bounds():
     assert wide.lo_j < sharp.lo_j
     assert wide.hi_j > sharp.hi_j
     assert wide.energy_j == pytest.approx(sharp.energy_j)
+
+
+def test_boundaries_taken_to_pass_at_once_keep_their_own_bounds():
+    """Of two boundaries of a device at one instant, the second of which may have passed later, each record has its own bounds."""
+    clock, sink = ScriptedClock(), MemorySink()
+    meter = ScriptedMeter(clock, {"gpu0": 300.0}, period_s=0.02, power_limit_w=LIMIT_W)
+    tracker = green_torch.track(clock=clock, meters=[meter], intensity=100.0)
+    recorder = tracker._recorder
+    tracker._sampler.start()
+    recorder.open([sink])
+    begun_ns = clock.now_ns()
+    clock.advance(2.0)
+    passed_ns = [begun_ns + ms * MS for ms in (500, 1000, 1400, 1600)]
+    first, second = (Instant(passed_ns[1], passed_ns[1], hi_ns) for hi_ns in passed_ns[1:3])
+    for start, end in itertools.pairwise((Instant.exact(passed_ns[0]), first, second, Instant.exact(passed_ns[3]))):
+        recorder.put(Span(Phase.TRAIN, 0, ((start, end),), Work(1)))
+    recorder.tick()
+    clock.advance(1.0)
+    for record, (a, b) in zip(sink.records, itertools.pairwise(passed_ns), strict=True):
+        assert record.energy_lo_j <= meter.truth_j("gpu0", a, b) <= record.energy_hi_j
 
 
 def test_without_a_power_limit_only_the_counter_bounds():

@@ -36,8 +36,13 @@ class MemoryTraffic:
             handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
             if pynvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
                 sample = pynvml.nvmlGpmSampleAlloc()
-                self._first = self._now_ns(), sample
-                pynvml.nvmlGpmSampleGet(handle, sample)
+                begin_ns = self._now_ns()
+                try:
+                    pynvml.nvmlGpmSampleGet(handle, sample)
+                except _FAILURES:
+                    self._free(sample)  # nothing is in it: the driver must never be asked about it
+                else:
+                    self._first = begin_ns, sample
 
     def end(self) -> float | None:
         """Bytes since the beginning, once; ``None`` where the GPU doesn't tell, or too little time has passed."""
@@ -57,8 +62,8 @@ class MemoryTraffic:
         finally:
             self._free(second)
 
-    def _free(self, second: Any = None) -> None:
-        samples = [sample for sample in (self._first and self._first[1], second) if sample is not None]
+    def _free(self, other: Any = None) -> None:
+        samples = [sample for sample in (self._first and self._first[1], other) if sample is not None]
         self._first = None
         for sample in samples:
             with suppress(*_FAILURES):

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GAIN_ERROR = 0.05  # against an external meter: -5.8 % (A100) to -5.3 % (RTX 4090), arXiv 2312.02741
 SAMPLED_INTERVAL_S = 0.05
 REOPEN_AFTER_NS = NS_PER_S
+LOOK_AGAIN_NS = 30 * NS_PER_S  # for other processes
 FIRST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of linux/proc_ns.h
 
 _REOPEN = {  # the library's own state is the trouble, so opening it again may help
@@ -157,6 +158,7 @@ class NvmlMeter:
         except pynvml.NVMLError as error:
             raise MeterError(_no_driver(error)) from error
         self._closed = False
+        self._looked_ns = now_ns()
         try:
             self._handle = self._find()
             self._device = pynvml.nvmlDeviceGetName(self._handle)
@@ -166,13 +168,12 @@ class NvmlMeter:
             self.close()
             raise MeterError(self._why(error)) from error
         counted = self._method is Method.COUNTER
-        limit_mw = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle)
         self._domain = Domain(
             name=name,
             method=self._method,
             device=self._device,
             source=f"NVML {sensor}, driver {driver}",
-            power_limit_w=limit_mw / 1000 if counted and limit_mw else None,
+            power_limit_w=_highest_limit_w(self._handle) if counted else None,
             quantum_j=J_PER_MJ if counted else 0.0,
             gain_error=GAIN_ERROR,
             shared=shared or self.shared_now(),
@@ -181,7 +182,7 @@ class NvmlMeter:
 
     @property
     def domains(self) -> tuple[Domain, ...]:
-        """The one domain, this GPU, as it was when opened."""
+        """The one domain, this GPU; ``shared`` from the moment that other processes are seen on it."""
         return (self._domain,)
 
     @property
@@ -191,6 +192,7 @@ class NvmlMeter:
 
     def read(self) -> Reading:
         """Cumulative joules, with the instants just before and after the driver's answer; raises what :meth:`look` does."""
+        self.look_for_others()
         begin_ns, end_ns, energy_j = self.look()
         return Reading(begin_ns, end_ns, {self._name: energy_j})
 
@@ -234,9 +236,18 @@ class NvmlMeter:
         except pynvml.NVMLError as error:
             raise MeterError(self._why(error)) from error
 
+    def look_for_others(self) -> None:
+        """Looks again, every half minute, whether other processes have come; ``domains`` says so from then on."""
+        now_ns = self._now_ns()
+        if self._domain.shared or now_ns < self._looked_ns + LOOK_AGAIN_NS:
+            return
+        self._looked_ns = now_ns
+        if self.shared_now():
+            self._domain = replace(self._domain, shared=True)
+
     def shared_now(self) -> bool:
         """Whether other compute processes are on the GPU; ``False`` where the driver doesn't tell. Costs a few driver calls."""
-        running = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, self._handle)
+        running = _ask(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._current()))
         pids = {process.pid for process in running or ()}
         if os.getpid() in pids or not _own_pid_namespace():
             return bool(pids - {os.getpid()})
@@ -267,11 +278,15 @@ class NvmlMeter:
         self._generation = generation  # only now: a handle that was not given is asked for again
         return handle
 
-    def _value(self) -> int:
-        """The counter (mJ) or the power (mW)."""
+    def _current(self) -> Any:
+        """The GPU's handle, asked for again where NVML was opened anew."""
         if self._generation != _library.generation:
             self._handle = self._find()
-        return self._measure(self._handle)
+        return self._handle
+
+    def _value(self) -> int:
+        """The counter (mJ) or the power (mW)."""
+        return self._measure(self._current())
 
     def _integrate(self, now_ns: float, power_w: float) -> float:
         if self._last is not None:
@@ -445,6 +460,13 @@ def _sensor(handle: Any) -> tuple[Method, Callable[[Any], int], str]:
         return Method.SAMPLED, _instant_power_mw, "instant power, integrated"
     pynvml.nvmlDeviceGetPowerUsage(handle)
     return Method.SAMPLED, pynvml.nvmlDeviceGetPowerUsage, "power, integrated"
+
+
+def _highest_limit_w(handle: Any) -> float | None:
+    """The highest power limit that the board allows, since the one in force can be raised at any time; that one where it tells no other."""
+    bounds_mw = _ask(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle) or (0, 0)
+    highest_mw = max(bounds_mw[1], _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle) or 0)
+    return highest_mw / 1000 if highest_mw else None
 
 
 def _instant_power_mw(handle: Any) -> int:

@@ -23,7 +23,19 @@ NS_PER_S = 1_000_000_000
 FOREVER_S = 1e9
 VIRTUAL_EPOCH_NS = 1_000 * NS_PER_S
 
-KINDS = ("not_supported", "power_not_supported", "lost", "error", "stuck", "reset", "backwards", "slow")
+KINDS = (
+    "not_supported",
+    "power_not_supported",
+    "lost",
+    "error",
+    "stuck",
+    "reset",
+    "backwards",
+    "slow",
+    "cap",
+    "joined",
+    "no_sample",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,8 @@ class Fault:
 
     ``kind`` and what ``arg`` means for it: ``not_supported`` (the energy counter says so), ``power_not_supported``, ``lost`` (GPU
     lost), ``error`` (``arg``: NVML's code), ``stuck`` (the counter stands still), ``reset`` (it starts at zero again at ``start_s``, for
-    good), ``backwards`` (it reads ``arg`` joules too little), ``slow`` (each reading takes ``arg`` seconds).
+    good), ``backwards`` (it reads ``arg`` joules too little), ``slow`` (each reading takes ``arg`` seconds), ``cap`` (somebody has set the
+    power limit to ``arg`` watts), ``joined`` (process ``arg`` is on the GPU, too), ``no_sample`` (GPM fills no sample).
     """
 
     kind: str
@@ -94,6 +107,7 @@ def from_file(path: Path | str, *, repeat: bool = False) -> Wave:
 class Gpu:
     """One simulated GPU; its place among the arguments is its NVML index. ``pids``: compute processes on it, 0 is the caller.
 
+    ``power_limit_w`` is the board's own and highest limit; the constraints that hold it are told unless ``limits_told`` is off.
     ``traffic_b_per_j > 0`` gives it GPM counters: so many bytes between it and its memory for a joule. ``window_s > 0`` makes the counter part-time. ``jitter_s``: each update comes up to that late. ``cost_s``: how long a reading takes.
     """
 
@@ -103,6 +117,7 @@ class Gpu:
     bus: int = 0
     architecture: int = 7
     power_limit_w: float = 400.0
+    limits_told: bool = True
     temperature_c: int = 45
     sm_clock_mhz: int = 1410
     throttle: int = 0

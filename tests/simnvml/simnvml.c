@@ -30,7 +30,7 @@ typedef struct {
     char name[TEXT], uuid[TEXT];
     unsigned bus, limit_mw, temperature_c, sm_clock_mhz, architecture, memory_bus_bits, memory_clock_mhz;
     unsigned long long throttle;
-    int energy_supported, instant_supported, power_supported, pids_denied, mig_mode;
+    int energy_supported, instant_supported, power_supported, pids_denied, mig_mode, limits_told;
     ns_t period, phase, jitter, window, power_period, instant_window, average_window;
     double quantum_mj, gain, base_j, traffic_b_per_j;
     ns_t cost;
@@ -195,6 +195,7 @@ static int set_gpu(gpu_t *g, const char *key, char *rest) {
     else if (!strcmp(key, "energy_supported")) g->energy_supported = (int)number;
     else if (!strcmp(key, "instant_supported")) g->instant_supported = (int)number;
     else if (!strcmp(key, "power_supported")) g->power_supported = (int)number;
+    else if (!strcmp(key, "limits_told")) g->limits_told = (int)number;
     else if (!strcmp(key, "pids_denied")) g->pids_denied = (int)number;
     else if (!strcmp(key, "mig_mode")) g->mig_mode = (int)number;
     else if (!strcmp(key, "period_s")) g->period = nanoseconds;
@@ -428,11 +429,17 @@ int nvmlDeviceGetFieldValues(void *handle, int count, field_t *fields) {
     return leave(rc, rest);
 }
 
-int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *out) { ENTER; *out = g->limit_mw; return g->limit_mw ? OK : NOT_SUPPORTED; }
+int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *out) {
+    ENTER;
+    const fault_t *cap = fault(g, "cap", sim_now_ns());
+    *out = cap ? (unsigned)lround(cap->arg * 1000) : g->limit_mw;
+    return *out ? OK : NOT_SUPPORTED;
+}
 int nvmlDeviceGetPowerManagementLimit(void *handle, unsigned *out) { return nvmlDeviceGetEnforcedPowerLimit(handle, out); }
-int nvmlDeviceGetPowerManagementDefaultLimit(void *handle, unsigned *out) { return nvmlDeviceGetEnforcedPowerLimit(handle, out); }
+int nvmlDeviceGetPowerManagementDefaultLimit(void *handle, unsigned *out) { ENTER; *out = g->limit_mw; return g->limit_mw ? OK : NOT_SUPPORTED; }
 int nvmlDeviceGetPowerManagementLimitConstraints(void *handle, unsigned *min, unsigned *max) {
     ENTER;
+    if (!g->limits_told) return NOT_SUPPORTED;
     *min = g->limit_mw / 4;
     *max = g->limit_mw;
     return g->limit_mw ? OK : NOT_SUPPORTED;
@@ -537,7 +544,7 @@ int nvmlGpmSampleAlloc(sample_t **out) { *out = calloc(1, sizeof **out); n_sampl
 int nvmlGpmSampleFree(sample_t *sample) { free(sample); n_samples--; return OK; }
 int nvmlGpmSampleGet(void *handle, sample_t *sample) {
     ENTER;
-    if (g->traffic_b_per_j <= 0) return NOT_SUPPORTED;
+    if (g->traffic_b_per_j <= 0 || fault(g, "no_sample", sim_now_ns())) return NOT_SUPPORTED;
     sample->t = sim_now_ns();
     sample->g = g;
     return OK;
@@ -578,11 +585,13 @@ typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance,
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, process_t *out) {
     ENTER;
     if (g->pids_denied) return NO_PERMISSION;
+    const fault_t *joined = fault(g, "joined", sim_now_ns());
     unsigned room = *count;
-    *count = (unsigned)g->n_pids;
+    *count = (unsigned)g->n_pids + (joined != NULL);
     if (room < *count) return INSUFFICIENT_SIZE;
     for (int i = 0; i < g->n_pids; i++)
         out[i] = (process_t){(unsigned)(g->pids[i] ? g->pids[i] : getpid()), 1ull << 30, ~0u, ~0u};
+    if (joined) out[g->n_pids] = (process_t){(unsigned)joined->arg, 1ull << 30, ~0u, ~0u};
     return OK;
 }
 int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *count, process_t *out) {
