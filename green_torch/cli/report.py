@@ -27,6 +27,7 @@ from green_torch import ledger
 from green_torch.cli.console import bounded, grid_line, percent, sensor_note
 from green_torch.errors import ArgumentError, LedgerError
 from green_torch.ledger import Detail, FailedShare, Group, Ledger, Run, Status
+from green_torch.processor import ARCHITECTURES
 from green_torch.records import Method, RunTotals
 from green_torch.units import S_PER_HOUR, grams, kwh, ns_to_s, si
 
@@ -47,7 +48,6 @@ _NAME_CHARS = 60
 _ID_CHARS = 12  # of a run
 _SHOWN = 20  # files left out, or notes: so many are listed
 _NONE = "–"
-ARCHITECTURES = {"x86_64", "AMD64", "aarch64", "arm64"}  # what some systems call their processor
 
 
 @dataclass(frozen=True, slots=True)
