@@ -36,7 +36,7 @@ from green_torch.experiment import (
 from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, apart_in_cache, applied
 from green_torch.experiment.conditions import Watch, watch
 from green_torch.experiment.memory import _apart, _check_heeded, _Job, _stepped, _Tried, bisected
-from green_torch.experiment.rounds import _Arm, _fitting_steps, _orders
+from green_torch.experiment.rounds import _Arm, _close, _fitting_steps, _orders, _see_off, _Teller
 from green_torch.experiment.worker import (
     WARM_UP,
     Done,
@@ -805,12 +805,12 @@ class TestRealWorkers:
         assert len(read["results"][2]["blocks"]) == 6
 
     def test_interrupted_and_a_death(self):
-        """Ctrl-C keeps the blocks measured so far, and a worker that dies leaves its exit code as the reason."""
+        """Ctrl-C keeps the blocks measured so far, also where it comes again; a worker that dies leaves its exit code as the reason."""
         build, track = script(own=True)
         variants = [Variant("a"), Variant("dying")]
 
         def progress(at):
-            if at.stage == "measuring" and at.done >= 3:
+            if at.stage == "closing" or (at.stage == "measuring" and at.done >= 3):
                 raise KeyboardInterrupt
 
         found = compare(build, variants, blocks=50, steps_per_block=2, track=track, progress=progress)
@@ -820,6 +820,30 @@ class TestRealWorkers:
         assert 1 <= len(found.baseline.blocks) <= 2
         assert found.baseline.error is None
         assert found.baseline.manifest is not None
+
+    @pytest.mark.parametrize("presses", [1, 2, 3])
+    def test_interrupted_while_closing(self, presses):
+        """Ctrl-C while a worker is waited for hurries, and again ends the waiting; it never leaves the function."""
+        arm = _Arm(Job("m:f", Variant("a"), 0, 1, None, None, {}))
+        arm._pipe, theirs = Pipe()
+        left = count(presses - 1, -1)
+
+        def press(*_):
+            if next(left) == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                theirs.send(Failed("it was waited for"))
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, press)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        try:
+            assert _close([arm], _Teller(None, 0))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert (arm.result().error == "it was waited for") == (presses < 3)
+        assert not _see_off([arm])
+        theirs.close()
 
     def test_until_and_a_step_of_the_users(self):
         """Measuring ends when the interval is narrow enough, after ten rounds at the earliest, and the intervals say that it was looked for."""

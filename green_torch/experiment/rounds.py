@@ -49,6 +49,8 @@ _FEWEST_ROUNDS = 4
 _BALANCED_ROUNDS = 4  # after so many rounds, any two variants have come first equally often
 _OWN = {"label", "log_dir", "log_every_n_steps", "model", "run_name"}  # arguments of track() that are ours to give
 _CLOSE_S = 15.0  # how long the workers may take to close their runs
+_HURRIED_CLOSE_S = 3.0  # likewise, once Ctrl-C came meanwhile: a block's energy takes up to two to settle
+INTERRUPTED = "interrupted"  # why a largest batch was not found or not measured to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +155,11 @@ def compare(
         except KeyboardInterrupt:
             stopped = "interrupted"
         stop.value = 1
-        _close(arms, tell)
+        if _close(arms, tell):
+            stopped = "interrupted"
     finally:
-        for arm in arms:
-            arm.end()
+        if _see_off(arms):
+            stopped = "interrupted"
     found = plan.comparison(arms, n_steps, stopped)
     if largest_batch is False or found.interrupted:
         return found
@@ -330,14 +333,36 @@ def _sized(build: Build, memory_bytes: int | None, variant: Variant, **more: Any
     return largest_batch(build, variant, memory_bytes, measure=True, **more)
 
 
-def _close(arms: Sequence[_Arm], tell: _Teller) -> None:
-    """All close their runs at the same time."""
-    tell("closing")
-    for arm in arms:
-        arm.send(None)
-    end_s = time.monotonic() + _CLOSE_S
-    for arm in arms:
-        arm.receive_rest(end_s)
+
+def _close(arms: Sequence[_Arm], tell: _Teller) -> bool:
+    """All close their runs at the same time; whether Ctrl-C came meanwhile: then they are waited for less, and at the second no longer."""
+    unasked = list(arms)
+    for interrupts, patience_s in enumerate((_CLOSE_S, _HURRIED_CLOSE_S, 0.0)):
+        try:
+            while unasked:
+                unasked[-1].send(None)
+                unasked.pop()
+            if not interrupts:
+                tell("closing")
+            end_s = time.monotonic() + patience_s
+            for arm in arms:
+                arm.receive_rest(end_s)
+        except KeyboardInterrupt:
+            continue
+        return interrupts > 0
+    return True
+
+
+def _see_off(arms: Sequence[_Arm]) -> bool:
+    """All workers end, also where Ctrl-C comes meanwhile; whether it did."""
+    left, interrupted = list(arms), False
+    while left:
+        try:
+            left[-1].end()
+            left.pop()
+        except KeyboardInterrupt:
+            interrupted = True
+    return interrupted
 
 
 def check_compare(
@@ -451,7 +476,7 @@ class _Arm:
         while self._pipe is not None and self._error is None and self._done is None:
             try:
                 if not self._pipe.poll(max(0.0, end_s - time.monotonic())):
-                    self._error = "the worker did not close its run in time"
+                    self._error = "the worker had not closed its run when the waiting for it ended"
                     return
                 self._file(self._pipe.recv())
             except (EOFError, OSError):
