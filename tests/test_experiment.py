@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,7 @@ from green_torch.experiment.worker import (
     Warm,
     _received,
     _serve,
+    ending,
     told,
 )
 from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
@@ -104,11 +106,13 @@ class SimulatedGpu:
 
 
 def scripted_build(variant, *, clock, power, step_s, watts, own):
-    """A linear model, or an own step, that takes scripted seconds at scripted watts; "broken" fails, "dying" takes its process with it."""
+    """A linear model, or an own step, that takes scripted seconds at scripted watts; "broken" fails, "dying" and "killed" take their process with them."""
     if variant.name == "broken":
         raise RuntimeError("this one can't be built")
     if variant.name == "dying":
         os._exit(3)
+    if variant.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     power.watts = watts.get(variant.name, 100.0)
     if variant.name == "too large":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
@@ -722,6 +726,14 @@ def finished(tmp_path_factory):
     return comparison, folder, told
 
 
+@pytest.fixture(scope="module")
+def unpaired():
+    """A comparison that is to go on until an interval is narrow, whose baseline is killed: nothing is left to compare the rest with."""
+    build, track = script(own=True)
+    variants = [Variant("killed"), Variant("a"), Variant("too large")]
+    return compare(build, variants, steps_per_block=4, until=0.01, track=track, threads=1)
+
+
 class TestRealWorkers:
     """Spawned processes."""
 
@@ -859,6 +871,29 @@ class TestRealWorkers:
         assert found.energy("b").half_width < 0.0066
         assert found.result("b").applied_by_user
         assert found.notes("b")[0] == "variant applied by the user's code"
+
+    def test_until_without_a_baseline(self, unpaired):
+        """Where no difference is left to watch, the others get the usual blocks all the same, and no more."""
+        assert (unpaired.stopped, unpaired.until) == ("failed", 0.01)
+        assert [len(result.blocks) for result in unpaired.results] == [0, 8, 0]
+        assert unpaired.result("a").error is None
+
+    def test_killed_for_want_of_memory(self, unpaired):
+        """A worker that is ended as the kernel ends what takes too much memory did not fit, and its error says how that is known."""
+        assert unpaired.baseline.fits is False
+        assert unpaired.baseline.error == (
+            "does not fit in memory: the worker was killed (SIGKILL), most likely by the kernel for want of memory"
+        )
+        later = VariantResult(Variant("a"), (block(0),), error=ending("the worker", -signal.SIGKILL))
+        assert later.fits is False
+        assert ending("the worker", -signal.SIGSEGV) == "the worker was ended by SIGSEGV"
+
+    def test_memory_that_others_hold(self, unpaired):
+        """A variant that finds no memory names those that had some of the same device; who failed before them blames nobody."""
+        assert re.search(
+            r"80 GiB.*; meanwhile a held memory on (cpu|cuda:0): alone it may fit", unpaired.result("too large").error
+        )
+        assert "meanwhile" not in unpaired.baseline.error
 
     def test_budgets_and_a_baseline_that_does_not_fit(self):
         """An energy budget ends it; a baseline out of memory leaves the others' figures, and nothing to compare them with."""

@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import pickle
 import random
-import signal
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from green_torch.experiment.worker import (
     Ready,
     Refused,
     Warm,
+    ending,
     interrupts_held,
     work,
 )
@@ -103,7 +103,7 @@ def compare(
         steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit the time, judged by the warm-up.
         until: stop as soon as the interval of every variant had at most this half-width (0.01: 1 %) at two looks in a row, the first
             of them after 10 rounds. The rule looks at the width alone, and the intervals allow for the looking
-            (:mod:`green_torch.statistics`).
+            (:mod:`green_torch.statistics`). Where no difference is left to watch, since a variant failed, the others get 8 blocks.
         budget_s: seconds for all blocks together: no more than four rounds go beyond it. None: 40 where neither ``steps_per_block`` nor
             ``until`` is given, else no limit.
         budget_j: IT joules for all blocks together, likewise.
@@ -276,9 +276,18 @@ def _start(arms: Sequence[_Arm], context: Any, stop: Any, tell: _Teller) -> None
         arm.start(context, stop)
     for arm in arms:
         arm.receive(Ready)
-    for arm in arms:
-        tell("warming up", arm.name)
-        arm.ask(WARM_UP, Warm)
+    for index, arm in enumerate(arms):
+        if not arm.lost:
+            tell("warming up", arm.name)
+            _ask(arms, index, WARM_UP, Warm)
+
+
+def _ask(arms: Sequence[_Arm], index: int, order: object, kind: type) -> None:
+    """Asks one of them; where its memory does not suffice, its error names the others that held some of the same."""
+    arm = arms[index]
+    arm.ask(order, kind)
+    if arm.result().fits is False:
+        arm.blame([other for other in arms if other is not arm])
 
 
 def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, plan: _Plan, tell: _Teller) -> str:
@@ -298,12 +307,13 @@ def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int
             before, narrow = narrow, tell.half_width is not None and tell.half_width <= plan.until
             if before and narrow:  # one look may have been lucky: the next block would widen the interval again
                 return "until"
-        if all(arm.lost for arm in arms) or (plan.until is not None and (arms[0].lost or all(arm.lost for arm in arms[1:]))):
-            return "failed"
+        unpaired = arms[0].lost or all(arm.lost for arm in arms[1:])
+        if all(arm.lost for arm in arms) or (plan.until is not None and unpaired and number >= BLOCKS):
+            return "failed"  # without a difference to watch, the others get the usual blocks
         for position, index in enumerate(order):
             if not arms[index].lost:
                 tell("measuring", arms[index].name)
-                arms[index].ask(Order(number, position, n_steps), Measured)
+                _ask(arms, index, Order(number, position, n_steps), Measured)
             tell.done += 1
     return "blocks"
 
@@ -432,9 +442,23 @@ class _Arm:
         return self._warm.step_s if self._warm else None
 
     @property
+    def device(self) -> str | None:
+        """Where it trains, such as "cuda:0"; ``None`` until it is warm."""
+        return self._warm.device if self._warm else None
+
+    @property
     def lost(self) -> bool:
         """Whether it has failed."""
         return self._error is not None
+
+    def blame(self, others: Sequence[_Arm]) -> None:
+        """Adds to its error which workers had memory of the same device beside it (of any, where its own is not known)."""
+        holding = [other for other in others if not other.lost and other.device and self.device in {None, other.device}]
+        if holding:
+            self._error = (
+                f"{self._error}; meanwhile {' and '.join(other.name for other in holding)} held memory on "
+                f"{' and '.join(dict.fromkeys(str(other.device) for other in holding))}: alone it may fit"
+            )
 
     def start(self, context: Any, stop: Any) -> None:
         """Starts the worker, which loads torch and the user's code and waits."""
@@ -524,10 +548,6 @@ class _Arm:
     def _died(self) -> None:
         self._process.join(timeout=2.0)
         code = self._process.exitcode
-        if code is not None and code < 0:
-            self._error = f"the worker was ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -9 else ''}"
-        else:
-            self._error = (
-                f"the worker ended with code {code} before it answered; what it printed says why. "
-                'In a script, call compare() under: if __name__ == "__main__":'
-            )
+        self._error = ending("the worker", code)
+        if code is None or code >= 0:
+            self._error += '. In a script, call compare() under: if __name__ == "__main__":'

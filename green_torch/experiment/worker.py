@@ -70,7 +70,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The warm-up is over; ``step_s`` seconds is what a step took at its end. The rest is named as in ``VariantResult``."""
+    """The warm-up is over; ``step_s`` seconds is what a step took at its end. The rest is named as in ``VariantResult``.
+
+    ``device`` is "cpu", or an accelerator's type and number: "cuda:0".
+    """
 
     step_s: float
     threads: int
@@ -79,6 +82,7 @@ class Warm:
     ran: str
     applied_by_user: bool
     n_skipped: int | None
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,16 @@ def told(error: BaseException) -> str:
     return text
 
 
+def ending(process: str, code: int | None) -> str:
+    """How a process ended that was to answer, by its exit code; the kernel ends by SIGKILL what takes the memory that others need."""
+    if code is None or code >= 0:
+        return f"{process} ended with code {code} before it answered; what it printed says why"
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        return f"{NOT_FIT}: {process} was killed (SIGKILL), most likely by the kernel for want of memory"
+    return f"{process} was ended by {name}"
+
+
 def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) -> Generator[object, None, None]:
     """Does what it receives orders for, and yields the replies; ``None`` is the order to close."""
     apart_in_cache(job.variant)
@@ -207,6 +221,7 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
                 bench.trainee.describe(bench.seen),
                 bench.trainee.applied_by_user,
                 bench.trainee.skipped(),
+                _named(bench.trainee.device),
             )
             order = receive()
         while order is not None:
@@ -225,6 +240,10 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
                     yield block
                 order = following
     yield Done(tracker.summary())
+
+
+def _named(device: torch.device) -> str:
+    return device.type if device.type == "cpu" else f"{device.type}:{device.index or 0}"
 
 
 def _show(tracker: Tracker, job: Job, bench: _Bench, blocks: Sequence[Block], step: int) -> None:
