@@ -8,11 +8,15 @@ import os
 import random
 import re
 import signal
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, count
-from multiprocessing import Pipe
+from multiprocessing import Pipe, parent_process
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +24,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from green_torch.cli.compare import _OPTIONS as OPTIONS
+from green_torch.cli.options import in_options
 from green_torch.errors import ArgumentError
 from green_torch.experiment import (
     Block,
@@ -37,7 +43,17 @@ from green_torch.experiment import (
 from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, apart_in_cache, applied
 from green_torch.experiment.conditions import Watch, watch
 from green_torch.experiment.memory import _apart, _check_heeded, _Job, _stepped, _Tried, bisected
-from green_torch.experiment.rounds import _Arm, _close, _fitting_steps, _orders, _see_off, _Teller
+from green_torch.experiment.rounds import (
+    _Arm,
+    _block_s,
+    _close,
+    _fitting_steps,
+    _orders,
+    _see_off,
+    _sized,
+    _Teller,
+    _with_largest,
+)
 from green_torch.experiment.worker import (
     WARM_UP,
     Done,
@@ -244,6 +260,7 @@ class TestArguments:
             ("m:f", ["fp32"], {"budget_j": math.nan}, "budget_j=nan"),
             ("m:f", ["fp32"], {"confidence": 1.0}, "confidence"),
             ("m:f", ["fp32"], {"loss_tolerance": -1}, "loss_tolerance"),
+            ("m:f", ["fp32"], {"largest_batch": 0}, "largest_batch=0"),
             ("m:f", ["fp32"], {"track": {"log_every_n_steps": 5}}, "log_every_n_steps.*leave it out"),
         ],
     )
@@ -354,6 +371,17 @@ class TestWorker:
         arm = _Arm(Job(build, Variant("a"), 0, 1, None, None, track))
         with pytest.raises(ArgumentError, match="intensity"):
             arm._file(replies[-1])
+
+    def test_a_largest_batch_without_a_limit(self):
+        """On a CPU it is refused as soon as that is known, before the first step, in words that the command can translate."""
+        build, track = script()
+        job = Job(build, Variant("a"), 0, 2, None, None, track, largest_batch=True)
+        ready, refused = _serve(job, lambda: WARM_UP, lambda: False)
+        assert (type(ready), type(refused)) == (Ready, Refused)
+        assert "such as largest_batch=4 * 2**30 (4 GiB)" in str(refused.error)
+        assert "such as --largest-batch 4GiB." in in_options(str(refused.error), OPTIONS)
+        replies = iter(_serve(replace(job, largest_batch=2**30), iter([WARM_UP, None]).__next__, lambda: False))
+        assert [type(reply) for reply in replies] == [Ready, Warm, Done]
 
     def test_a_function_that_is_not_there(self):
         """It is a wrong argument for all variants, and the reply names what there is."""
@@ -925,6 +953,41 @@ def hungry(variant):
     return Workload(model, partial(torch.optim.SGD, lr=0.0), loss, batches, lambda batch: {"samples": len(batch)})
 
 
+def heedless(_):
+    """The same four samples, whatever the batch size."""
+    return hungry(Variant("a", batch_size=4))
+
+
+def ctrl_c(variant, at, note=None):
+    """Of one sample at most; where ``at`` is the name or the size, Ctrl-C reaches the process that asks for it; ``note`` gets the own id."""
+    if at in {variant.name, str(variant.batch_size)}:
+        note.write_text(str(os.getpid()))
+        os.kill(parent_process().pid, signal.SIGINT)
+        if variant.name != at:
+            time.sleep(60)  # a search is ended in the middle of a size
+    if variant.batch_size > 1:
+        raise MemoryError
+    return replace(heedless(variant), batches=lambda _: [torch.zeros(1, 1)])
+
+
+def ended_or_zombie(process_id):
+    """Whether a process has ended, after a moment's patience where it has not."""
+    try:
+        if psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE:  # nobody may be there to bury it
+            return True
+    except psutil.NoSuchProcess:
+        return True
+    time.sleep(0.1)
+    return False
+
+
+def found_after(build, *names, seconds=1.0):
+    """The largest batches beside a comparison of a block each, in as much memory as there is."""
+    measured = comparison(*(result(name, [block(0, seconds=seconds)]) for name in names))
+    more = {"seed": 0, "threads": 1, "budget_s": 8 * _block_s(measured), "track": {"meters": [], "intensity": 100}}
+    return _with_largest(measured, partial(_sized, build, 2**40, **more), _Teller(None, 0))
+
+
 class TestLargestBatch:
     """The largest batch that fits."""
 
@@ -971,6 +1034,42 @@ class TestLargestBatch:
         with pytest.raises(ArgumentError, match=r"batch_size=4 and 8.*heed"):
             _check_heeded(Variant("a"), [four], eight)
         _check_heeded(Variant("a"), [replace(four, units={})], replace(eight, units={}))
+
+    def test_a_build_that_does_not_heed_costs_no_blocks(self):
+        """What goes wrong in the search is that variant's error there; what was measured before stays."""
+        found = found_after(heedless, "a")
+        (largest,) = found.largest
+        assert (largest.batch_size, found.interrupted) == (None, False)
+        assert "let it heed variant.batch_size" in largest.error
+        assert found.baseline.blocks
+
+    def test_the_measurement_takes_as_long_as_the_blocks_did(self):
+        """Its steps are chosen by the time of the comparison's blocks, not by their number of steps."""
+        found = found_after(partial(ctrl_c, at=""), "a", seconds=1e-9)
+        (largest,) = found.largest
+        assert (largest.batch_size, largest.complete, largest.error) == (1, True, None)
+        assert found.baseline.blocks[0].n_steps == 10
+        assert {block.n_steps for block in largest.result.blocks} == {1}
+        assert len(largest.result.blocks) <= 8
+        assert _block_s(comparison(result("a", [block(0, seconds=1.0), block(1, seconds=3.0)]))) == pytest.approx(2.0)
+        assert _block_s(comparison(result("a", []))) > 1
+
+    @pytest.mark.parametrize(("at", "size"), [("2", None), ("a@1", 1)])
+    def test_interrupted(self, at, size, tmp_path):
+        """Ctrl-C in the search or while it measures there ends it for all variants, keeps what is known, and is marked; nothing runs on."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            found = found_after(partial(ctrl_c, at=at, note=tmp_path / "id"), "a", "b")
+        finally:
+            signal.signal(signal.SIGINT, before)
+        (largest,) = found.largest
+        assert (largest.batch_size, largest.error, largest.interrupted) == (1, "interrupted", True)
+        assert largest.complete == (size is not None)
+        assert (largest.result is None) == (size is None)
+        assert found.interrupted
+        assert found.to_dict()["largest"][0]["interrupted"] is True
+        assert [len(one.blocks) for one in found.results] == [1, 1]
+        assert any(ended_or_zombie(int((tmp_path / "id").read_text())) for _ in range(50))
 
     def test_a_cpu_needs_a_limit(self):
         """There is no honest default."""

@@ -248,7 +248,7 @@ class LargestBatch:
 
     ``batch_size`` is ``None`` where not even the smallest fits. ``complete`` tells that the next larger size tried (by about 1/16) does not
     fit; otherwise the search ended earlier, and ``error`` says why. ``memory_bytes`` is the limit, as ``memory_source`` says.
-    ``result`` is that variant measured alone at that size, where asked for.
+    ``result`` is that variant measured alone at that size, where asked for. ``interrupted``: Ctrl-C ended the search or the measurement.
     """
 
     variant: Variant
@@ -259,6 +259,7 @@ class LargestBatch:
     complete: bool = False
     error: str | None = None
     result: VariantResult | None = None
+    interrupted: bool = False
 
     @property
     def peak_memory_bytes(self) -> int | None:
@@ -278,6 +279,7 @@ class LargestBatch:
                 "memory_source": self.memory_source,
                 "complete": self.complete,
                 "error": self.error,
+                "interrupted": self.interrupted,
                 "trials": [asdict(trial) for trial in self.trials],
             }
         )

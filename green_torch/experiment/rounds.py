@@ -121,9 +121,12 @@ def compare(
         progress: called in this process whenever there is something to tell.
 
     Raises:
-        ArgumentError: an argument is wrong, also where ``green_torch.track`` says so.
+        ArgumentError: an argument is wrong, also where ``green_torch.track`` says so, and ``largest_batch=True`` where a variant is
+            built on a CPU, which is known before the first block.
     """
     chosen = check_compare(build, variants, blocks=blocks, steps_per_block=steps_per_block, warmup_steps=warmup_steps)
+    if not isinstance(largest_batch, bool) and not (math.isfinite(largest_batch) and largest_batch >= 1):
+        raise ArgumentError(f"largest_batch={largest_batch!r} must be True, or so many bytes: 1 or more.")
     plan = _Plan.made(
         len(chosen),
         blocks=blocks,
@@ -143,7 +146,7 @@ def compare(
     folders = [None if log_dir is None else str(Path(log_dir) / variant.name) for variant in chosen]
     shown = {"id": uuid.uuid4().hex, "confidence": confidence, "looking": until is not None, "loss_tolerance": loss_tolerance}
     arms = [
-        _Arm(Job(build, variant, seed, warmup_steps, folder, threads, options, shown))
+        _Arm(Job(build, variant, seed, warmup_steps, folder, threads, options, shown, largest_batch))
         for variant, folder in zip(chosen, folders, strict=True)
     ]
     stopped, n_steps = "", steps_per_block or 0
@@ -164,8 +167,9 @@ def compare(
     if largest_batch is False or found.interrupted:
         return found
     memory_bytes = None if largest_batch is True else largest_batch
-    sizes = partial(_sized, build, memory_bytes, seed=seed, threads=threads, steps_per_block=n_steps, track=options)
-    return replace(found, largest=_largest(found, sizes, tell))
+    budget_s = BLOCKS * _block_s(found)
+    size = partial(_sized, build, memory_bytes, seed=seed, threads=threads, budget_s=budget_s, track=options)
+    return _with_largest(found, size, tell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,25 +327,41 @@ def _spent_j(arms: Sequence[_Arm]) -> float:
     return math.fsum(block.energy_j or 0.0 for arm in arms for block in arm.result().blocks)
 
 
-def _largest(found: Comparison, size: Callable[[Variant], LargestBatch], tell: _Teller) -> tuple[LargestBatch, ...]:
-    """Of each variant that could be built, one after another, alone; Ctrl-C keeps those that were found."""
-    sizes = []
+def _with_largest(found: Comparison, size: Callable[[Variant], LargestBatch], tell: _Teller) -> Comparison:
+    """With the largest batch of each variant that could be built, one after another, alone; Ctrl-C keeps what was found until then."""
+    sizes: list[LargestBatch] = []
     try:
         for result in found.results:
             if result.error is None or result.fits is False:
                 tell("largest batch", result.name)
                 sizes.append(size(result.variant))
+                if sizes[-1].interrupted:
+                    break
     except KeyboardInterrupt:
-        pass
-    return tuple(sizes)
+        return replace(found, largest=tuple(sizes), interrupted=True)
+    return replace(found, largest=tuple(sizes), interrupted=any(one.interrupted for one in sizes))
 
 
-def _sized(build: Build, memory_bytes: int | None, variant: Variant, **more: Any) -> LargestBatch:
-    """The largest batch, measured."""
-    from green_torch.experiment.memory import largest_batch  # it measures with this module
+def _sized(
+    build: Build, memory_bytes: int | None, variant: Variant, *, seed: int, threads: int | None, **more: Any
+) -> LargestBatch:
+    """The largest batch, measured; what goes wrong is in it, for it must not cost the blocks that were measured before."""
+    from green_torch.experiment.memory import measured, searched  # it measures with this module
 
-    return largest_batch(build, variant, memory_bytes, measure=True, **more)
+    found = LargestBatch(variant, None, memory_bytes, "")
+    try:
+        found = searched(build, variant, memory_bytes, seed=seed, threads=threads)
+        return measured(found, build, seed=seed, threads=threads, **more)
+    except (ArgumentError, OSError) as error:
+        return replace(found, error=found.error or str(error))
+    except KeyboardInterrupt:
+        return replace(found, error=found.error or INTERRUPTED, interrupted=True)
 
+
+def _block_s(found: Comparison) -> float:
+    """Seconds that a block took, in the mean over all variants; where none was measured, what one is meant to take."""
+    times_s = [block.duration_s for result in found.results for block in result.blocks]
+    return (math.fsum(times_s) / len(times_s) if times_s else 0.0) or _BLOCK_S
 
 
 def _close(arms: Sequence[_Arm], tell: _Teller) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -52,6 +53,7 @@ class Job:
     threads: int | None
     track: Mapping[str, Any]
     comparison: Mapping[str, Any] | None = None  # what the dashboard must know of it to pair its runs' blocks
+    largest_batch: bool | int = False  # whether, and in how much memory, it is sought afterwards
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """``green_torch.track`` was given a wrong argument, as it is for every variant."""
+    """A wrong argument, as it is for every variant: of ``green_torch.track``, or of the search for the largest batch."""
 
     error: ArgumentError
 
@@ -127,11 +129,16 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def ignore_interrupts() -> None:
+    """For a process that was started under :func:`interrupts_held`: Ctrl-C reaches the whole group, and the parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def work(job: Job, pipe: Connection, stop: Any) -> None:
     """A worker's life: load, build, warm up, measure blocks when asked, close. Ends when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the parent started it
+    ignore_interrupts()
     warnings.simplefilter("ignore", GreenTorchWarning)  # they come back with the summary, once
     try:
         with closing(_serve(job, partial(_received, pipe), lambda: bool(stop.value))) as replies:
@@ -196,6 +203,8 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
     bench = _Bench(applied(job.variant, build(job.variant), job.seed), job.track)
     records = _Records()
     try:
+        if job.largest_batch is not False:
+            check_memory(bench.trainee.device, None if job.largest_batch is True else job.largest_batch, "largest_batch")
         tracker = track(
             bench.trainee.model,
             log_dir=job.log_dir,
@@ -281,6 +290,22 @@ def loaded(build: Build) -> Callable[[Variant], Workload | UserStep]:
         own = [key for key, value in vars(there).items() if getattr(value, "__module__", "") == module and callable(value)]
         raise ArgumentError(f"{build!r}: {module} has no function {name!r}; it has {', '.join(sorted(own)) or 'none'}.")
     return function
+
+
+def check_memory(device: torch.device, memory_bytes: int | None, argument: str) -> None:
+    """Whether a largest batch can be told there; ``argument`` is what the limit is called.
+
+    Raises:
+        ArgumentError: a CPU without a limit, or one that does not tell a process's peak memory.
+    """
+    if device.type != "cpu":
+        return
+    if memory_bytes is None:
+        raise ArgumentError(
+            f"On a CPU a batch fits until the machine swaps: say what must hold it, such as {argument}=4 * 2**30 (4 GiB)."
+        )
+    if sys.platform != "linux":
+        raise ArgumentError("The largest batch on a CPU is found on Linux alone, where a process tells its peak memory.")
 
 
 @dataclass(frozen=True, slots=True)
