@@ -665,6 +665,41 @@ class TestUsersStep:
             serve(Variant("a"), [], build=lambda _: 42, track=script()[1])
 
 
+class TestPeakMemory:
+    """The memory of each block."""
+
+    @pytest.mark.parametrize(
+        "device",
+        [
+            pytest.param("cpu", marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")),
+            pytest.param(
+                "cuda",
+                marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")],
+            ),
+        ],
+    )
+    def test_is_its_own(self, device):
+        """A block's peak has what its own steps took, and neither what building and warming up took nor another block."""
+        build, track = script()
+        large = 2**28  # bytes
+        steps = count()
+
+        def hungry_at_times(variant):
+            work = build(variant)
+
+            def loss(model, batch):
+                if next(steps) in {0, 7}:  # two steps warm up; each block of three settles by one before it
+                    torch.zeros(large, dtype=torch.uint8, device=device).fill_(1)
+                return work.loss(model, batch)
+
+            return replace(work, model=work.model.to(device), loss=loss)
+
+        orders = [Order(k, 0, 3) for k in range(3)]
+        first, second, third = blocks_of(serve(Variant("a"), orders, build=hungry_at_times, track=track))
+        assert second.peak_memory_bytes - first.peak_memory_bytes > large / 2
+        assert second.peak_memory_bytes - third.peak_memory_bytes > large / 2
+
+
 class TestConditions:
     """Heat and clocks beside each block."""
 
@@ -1024,7 +1059,9 @@ class TestLargestBatch:
         assert found.error is None
         assert found.memory_bytes == limit
         assert found.batch_size in {trial.batch_size for trial in found.trials if trial.fits}
-        assert found.peak_memory_bytes <= limit
+        (fitting,) = (trial for trial in found.trials if trial.batch_size == found.batch_size)
+        assert fitting.peak_memory_bytes <= limit
+        assert found.peak_memory_bytes == max(fitting.peak_memory_bytes, found.result.peak_memory_bytes)
         assert all(trial.why.startswith("does not fit in memory") for trial in found.trials if not trial.fits)
         assert any(not trial.fits for trial in found.trials)
 
@@ -1095,6 +1132,8 @@ class TestLargestBatch:
         read = json.loads(json.dumps(found.to_dict(), allow_nan=False))["largest"][0]
         assert (read["batch_size"], read["peak_memory_bytes"]) == (8, 2**29)
         assert read["result"]["energy_per_token_j"] == pytest.approx(1.0)
+        higher = replace(largest, result=result("a@8", [replace(block(0), peak_memory_bytes=2**30)]))
+        assert higher.peak_memory_bytes == 2**30
 
 
 def block(number, *, seconds=1.0, joules=100.0, tokens=100, loss=2.0, spread=None, position=0, steps=10):

@@ -263,10 +263,11 @@ class LargestBatch:
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """At the largest batch."""
-        return next(
-            (trial.peak_memory_bytes for trial in self.trials if trial.fits and trial.batch_size == self.batch_size), None
-        )
+        """At the largest batch, the most that was seen: of the trial, or while it was measured there."""
+        seen = [trial.peak_memory_bytes for trial in self.trials if trial.fits and trial.batch_size == self.batch_size]
+        if self.result is not None:
+            seen.append(self.result.peak_memory_bytes)
+        return max((peak for peak in seen if peak is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

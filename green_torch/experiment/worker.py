@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError, GreenTorchWarning
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 SETTLE_STEPS = 1  # taken before each block and left out of it: caches, clocks and allocators come back from the other's turn
 _PATIENCE_S = 2.0  # how long a block waits for its records beyond the tracker's own patience
+_CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" sets VmHWM to what is resident: https://docs.kernel.org/filesystems/proc.html
 _WHOLE_BLOCK = 1_000_000_000  # steps a record: none ends before the block does
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in a RuntimeError of torch's CPU allocator
 _NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
@@ -353,6 +355,7 @@ class _Bench:
             self._mark(tracker, *self.trainee.train(), wait=True)
         with tracker.suspend():  # ends the record, so that the block begins with one of its own
             self._watch.begin()
+            _forget_peak_memory(self.trainee.device)
             start_s = time.monotonic()
         first_step = self._n_steps
         for number in range(n_steps):
@@ -398,7 +401,7 @@ class _Bench:
 
 
 def _peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory in use so far: the GPU's by torch, else this process's by the kernel; ``None`` where neither tells.
+    """The most memory in use since it was forgotten: the GPU's by torch, else this process's by the kernel; ``None`` where neither tells.
 
     Not ``getrusage``: its figure of a spawned process begins with what its parent had.
     """
@@ -409,6 +412,17 @@ def _peak_memory_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     return peak_memory_bytes(None)
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """The peak is what is in use now: a block begins, and what warming up took is not its own. Where this can't be, it stays."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        with suppress(OSError):  # not Linux, or not its whole /proc
+            _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
 class _Records:
