@@ -610,6 +610,22 @@ class TestApplying:
         apart_in_cache(parse_variant("fp32"))
         assert os.environ[CACHE_VARIABLE] == "/somewhere"
 
+    def test_augmented_by_any_generator(self):
+        """Variants of equal settings see the same losses, also where Python's or NumPy's generator draws the data."""
+
+        def measured(name):
+            build, track = script()
+
+            def chance(variant):
+                def batches(_):
+                    return (torch.full((2, 4), random.random() + np.random.random()) for _ in range(7))  # noqa: NPY002
+
+                return replace(build(variant), batches=batches)
+
+            return [block.loss for block in blocks_of(serve(Variant(name), [Order(0, 0, 2)] * 2, build=chance, track=track))]
+
+        assert measured("a") == measured("b")
+
     def test_same_data_in_the_same_order(self):
         """Every variant sees the same batches."""
         *_, first = run_gpt("fp32")

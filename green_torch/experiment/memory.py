@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
+from green_torch.experiment.applied import seed_all
 from green_torch.experiment.results import NOT_FIT, LargestBatch, Trial
 from green_torch.experiment.rounds import INTERRUPTED, check_compare, compare
 from green_torch.experiment.variants import Build, Variant, parse_variant
@@ -269,7 +270,7 @@ def _try(build: Callable[[Variant], object], job: _Job, batch_size: int) -> obje
     """A :class:`_Tried`, or what went wrong."""
     import torch
 
-    torch.manual_seed(job.seed)
+    seed_all(job.seed)
     try:
         return _stepped(build, job, batch_size)
     except ArgumentError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError, GreenTorchWarning
-from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied
+from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied, seed_all
 from green_torch.experiment.conditions import watch
 from green_torch.experiment.kernels import Seen, seen
 from green_torch.experiment.results import NOT_FIT, Block, built_in, whole_sum
@@ -201,7 +201,7 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
     yield Ready()
     if receive() is None:
         return
-    torch.manual_seed(job.seed)
+    seed_all(job.seed)
     bench = _Bench(applied(job.variant, build(job.variant), job.seed), job.track)
     records = _Records()
     try:
