@@ -16,7 +16,7 @@ from green_torch.cli import main
 from green_torch.cli.compare import BuiltIn, Found, as_json, parse_budget, parse_memory, parse_plan, parse_share, show
 from green_torch.cli.comparison import Plan
 from green_torch.errors import ArgumentError, UnknownRegionError
-from green_torch.experiment import Block, Comparison, VariantResult, parse_variant
+from green_torch.experiment import Block, Comparison, LargestBatch, Trial, VariantResult, parse_variant
 from green_torch.experiment.elsewhere import grids
 from green_torch.records import DevicePeak, Domain, IntensityPoint, Manifest, Method
 from tests.processes import ENVIRONMENT, GREEN_TORCH, interrupted
@@ -450,8 +450,6 @@ def test_what_ended_it_is_told(stopped: str, told: str) -> None:
 
 def test_the_largest_batch_is_shown() -> None:
     """With its memory and joules per token, with and without."""
-    from green_torch.experiment import LargestBatch, Trial
-
     base = three().baseline
     found = LargestBatch(
         base.variant, 64, 2**30, "torch", (Trial(64, fits=True, peak_memory_bytes=2**29),), complete=True, result=base
@@ -459,6 +457,15 @@ def test_the_largest_batch_is_shown() -> None:
     text = page(three(largest=(found,)), width=160)
     assert "largest batch" in text
     assert "512 MiB" in text
+
+
+def test_a_largest_batch_that_was_not_found_is_unknown() -> None:
+    """Where the search could not be made, its reason is shown, and not that none fits."""
+    found = LargestBatch(three().baseline.variant, None, 2**30, "", error="let it heed variant.batch_size")
+    text = page(three(largest=(found,)), width=200)
+    assert "none fits" not in text
+    assert "not known (let it heed" in text
+    assert "none fits" in page(three(largest=(replace(found, error=None),)), width=200)
 
 
 # ── the command ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -609,6 +616,14 @@ def test_ctrl_c_keeps_the_blocks_so_far(tmp_path: Path) -> None:
     found = json.loads(out)["comparison"]
     assert found["interrupted"] is True
     assert found["results"][0]["blocks"]
+
+
+def test_a_largest_batch_on_a_cpu_is_refused_before_a_block(tmp_path: Path) -> None:
+    """The device's memory is no limit on a CPU: exit code 2 and what to type, with nothing measured that would be lost."""
+    found = ran(tmp_path, "--variants", "fp32", "--largest-batch", "device")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "say what must hold it, such as --largest-batch 4GiB." in found.stderr
+    assert "measuring" not in found.stderr
 
 
 def test_the_built_in_workload_goes_by_the_device() -> None:

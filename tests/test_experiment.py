@@ -6,12 +6,17 @@ import json
 import math
 import os
 import random
+import re
 import signal
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, count
-from multiprocessing import Pipe
+from multiprocessing import Pipe, parent_process
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +24,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from green_torch.cli.compare import _OPTIONS as OPTIONS
+from green_torch.cli.options import in_options
 from green_torch.errors import ArgumentError
 from green_torch.experiment import (
     Block,
@@ -36,7 +43,17 @@ from green_torch.experiment import (
 from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, apart_in_cache, applied
 from green_torch.experiment.conditions import Watch, watch
 from green_torch.experiment.memory import _apart, _check_heeded, _Job, _stepped, _Tried, bisected
-from green_torch.experiment.rounds import _Arm, _fitting_steps, _orders
+from green_torch.experiment.rounds import (
+    _Arm,
+    _block_s,
+    _close,
+    _fitting_steps,
+    _orders,
+    _see_off,
+    _sized,
+    _Teller,
+    _with_largest,
+)
 from green_torch.experiment.worker import (
     WARM_UP,
     Done,
@@ -49,6 +66,7 @@ from green_torch.experiment.worker import (
     Warm,
     _received,
     _serve,
+    ending,
     told,
 )
 from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
@@ -104,11 +122,13 @@ class SimulatedGpu:
 
 
 def scripted_build(variant, *, clock, power, step_s, watts, own):
-    """A linear model, or an own step, that takes scripted seconds at scripted watts; "broken" fails, "dying" takes its process with it."""
+    """A linear model, or an own step, that takes scripted seconds at scripted watts; "broken" fails, "dying" and "killed" take their process with them."""
     if variant.name == "broken":
         raise RuntimeError("this one can't be built")
     if variant.name == "dying":
         os._exit(3)
+    if variant.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     power.watts = watts.get(variant.name, 100.0)
     if variant.name == "too large":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
@@ -240,6 +260,7 @@ class TestArguments:
             ("m:f", ["fp32"], {"budget_j": math.nan}, "budget_j=nan"),
             ("m:f", ["fp32"], {"confidence": 1.0}, "confidence"),
             ("m:f", ["fp32"], {"loss_tolerance": -1}, "loss_tolerance"),
+            ("m:f", ["fp32"], {"largest_batch": 0}, "largest_batch=0"),
             ("m:f", ["fp32"], {"track": {"log_every_n_steps": 5}}, "log_every_n_steps.*leave it out"),
         ],
     )
@@ -350,6 +371,17 @@ class TestWorker:
         arm = _Arm(Job(build, Variant("a"), 0, 1, None, None, track))
         with pytest.raises(ArgumentError, match="intensity"):
             arm._file(replies[-1])
+
+    def test_a_largest_batch_without_a_limit(self):
+        """On a CPU it is refused as soon as that is known, before the first step, in words that the command can translate."""
+        build, track = script()
+        job = Job(build, Variant("a"), 0, 2, None, None, track, largest_batch=True)
+        ready, refused = _serve(job, lambda: WARM_UP, lambda: False)
+        assert (type(ready), type(refused)) == (Ready, Refused)
+        assert "such as largest_batch=4 * 2**30 (4 GiB)" in str(refused.error)
+        assert "such as --largest-batch 4GiB." in in_options(str(refused.error), OPTIONS)
+        replies = iter(_serve(replace(job, largest_batch=2**30), iter([WARM_UP, None]).__next__, lambda: False))
+        assert [type(reply) for reply in replies] == [Ready, Warm, Done]
 
     def test_a_function_that_is_not_there(self):
         """It is a wrong argument for all variants, and the reply names what there is."""
@@ -578,6 +610,22 @@ class TestApplying:
         apart_in_cache(parse_variant("fp32"))
         assert os.environ[CACHE_VARIABLE] == "/somewhere"
 
+    def test_augmented_by_any_generator(self):
+        """Variants of equal settings see the same losses, also where Python's or NumPy's generator draws the data."""
+
+        def measured(name):
+            build, track = script()
+
+            def chance(variant):
+                def batches(_):
+                    return (torch.full((2, 4), random.random() + np.random.random()) for _ in range(7))  # noqa: NPY002
+
+                return replace(build(variant), batches=batches)
+
+            return [block.loss for block in blocks_of(serve(Variant(name), [Order(0, 0, 2)] * 2, build=chance, track=track))]
+
+        assert measured("a") == measured("b")
+
     def test_same_data_in_the_same_order(self):
         """Every variant sees the same batches."""
         *_, first = run_gpt("fp32")
@@ -631,6 +679,41 @@ class TestUsersStep:
         """What is neither a workload nor a callable is refused."""
         with pytest.raises(ArgumentError, match="takes one optimizer step"):
             serve(Variant("a"), [], build=lambda _: 42, track=script()[1])
+
+
+class TestPeakMemory:
+    """The memory of each block."""
+
+    @pytest.mark.parametrize(
+        "device",
+        [
+            pytest.param("cpu", marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")),
+            pytest.param(
+                "cuda",
+                marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")],
+            ),
+        ],
+    )
+    def test_is_its_own(self, device):
+        """A block's peak has what its own steps took, and neither what building and warming up took nor another block."""
+        build, track = script()
+        large = 2**28  # bytes
+        steps = count()
+
+        def hungry_at_times(variant):
+            work = build(variant)
+
+            def loss(model, batch):
+                if next(steps) in {0, 7}:  # two steps warm up; each block of three settles by one before it
+                    torch.zeros(large, dtype=torch.uint8, device=device).fill_(1)
+                return work.loss(model, batch)
+
+            return replace(work, model=work.model.to(device), loss=loss)
+
+        orders = [Order(k, 0, 3) for k in range(3)]
+        first, second, third = blocks_of(serve(Variant("a"), orders, build=hungry_at_times, track=track))
+        assert second.peak_memory_bytes - first.peak_memory_bytes > large / 2
+        assert second.peak_memory_bytes - third.peak_memory_bytes > large / 2
 
 
 class TestConditions:
@@ -722,6 +805,14 @@ def finished(tmp_path_factory):
     return comparison, folder, told
 
 
+@pytest.fixture(scope="module")
+def unpaired():
+    """A comparison that is to go on until an interval is narrow, whose baseline is killed: nothing is left to compare the rest with."""
+    build, track = script(own=True)
+    variants = [Variant("killed"), Variant("a"), Variant("too large")]
+    return compare(build, variants, steps_per_block=4, until=0.01, track=track, threads=1)
+
+
 class TestRealWorkers:
     """Spawned processes."""
 
@@ -805,12 +896,12 @@ class TestRealWorkers:
         assert len(read["results"][2]["blocks"]) == 6
 
     def test_interrupted_and_a_death(self):
-        """Ctrl-C keeps the blocks measured so far, and a worker that dies leaves its exit code as the reason."""
+        """Ctrl-C keeps the blocks measured so far, also where it comes again; a worker that dies leaves its exit code as the reason."""
         build, track = script(own=True)
         variants = [Variant("a"), Variant("dying")]
 
         def progress(at):
-            if at.stage == "measuring" and at.done >= 3:
+            if at.stage == "closing" or (at.stage == "measuring" and at.done >= 3):
                 raise KeyboardInterrupt
 
         found = compare(build, variants, blocks=50, steps_per_block=2, track=track, progress=progress)
@@ -820,6 +911,30 @@ class TestRealWorkers:
         assert 1 <= len(found.baseline.blocks) <= 2
         assert found.baseline.error is None
         assert found.baseline.manifest is not None
+
+    @pytest.mark.parametrize("presses", [1, 2, 3])
+    def test_interrupted_while_closing(self, presses):
+        """Ctrl-C while a worker is waited for hurries, and again ends the waiting; it never leaves the function."""
+        arm = _Arm(Job("m:f", Variant("a"), 0, 1, None, None, {}))
+        arm._pipe, theirs = Pipe()
+        left = count(presses - 1, -1)
+
+        def press(*_):
+            if next(left) == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                theirs.send(Failed("it was waited for"))
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, press)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        try:
+            assert _close([arm], _Teller(None, 0))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert (arm.result().error == "it was waited for") == (presses < 3)
+        assert not _see_off([arm])
+        theirs.close()
 
     def test_until_and_a_step_of_the_users(self):
         """Measuring ends when the interval is narrow enough, after ten rounds at the earliest, and the intervals say that it was looked for."""
@@ -835,6 +950,29 @@ class TestRealWorkers:
         assert found.energy("b").half_width < 0.0066
         assert found.result("b").applied_by_user
         assert found.notes("b")[0] == "variant applied by the user's code"
+
+    def test_until_without_a_baseline(self, unpaired):
+        """Where no difference is left to watch, the others get the usual blocks all the same, and no more."""
+        assert (unpaired.stopped, unpaired.until) == ("failed", 0.01)
+        assert [len(result.blocks) for result in unpaired.results] == [0, 8, 0]
+        assert unpaired.result("a").error is None
+
+    def test_killed_for_want_of_memory(self, unpaired):
+        """A worker that is ended as the kernel ends what takes too much memory did not fit, and its error says how that is known."""
+        assert unpaired.baseline.fits is False
+        assert unpaired.baseline.error == (
+            "does not fit in memory: the worker was killed (SIGKILL), most likely by the kernel for want of memory"
+        )
+        later = VariantResult(Variant("a"), (block(0),), error=ending("the worker", -signal.SIGKILL))
+        assert later.fits is False
+        assert ending("the worker", -signal.SIGSEGV) == "the worker was ended by SIGSEGV"
+
+    def test_memory_that_others_hold(self, unpaired):
+        """A variant that finds no memory names those that had some of the same device; who failed before them blames nobody."""
+        assert re.search(
+            r"80 GiB.*; meanwhile a held memory on (cpu|cuda:0): alone it may fit", unpaired.result("too large").error
+        )
+        assert "meanwhile" not in unpaired.baseline.error
 
     def test_budgets_and_a_baseline_that_does_not_fit(self):
         """An energy budget ends it; a baseline out of memory leaves the others' figures, and nothing to compare them with."""
@@ -864,6 +1002,41 @@ def hungry(variant):
     model = nn.Linear(1, 1)
     loss = lambda model, batch: (model(batch.view(-1, 1)[:1]) * 0 + (batch + 1).sum() * model.weight.sum()).mean()  # noqa: E731
     return Workload(model, partial(torch.optim.SGD, lr=0.0), loss, batches, lambda batch: {"samples": len(batch)})
+
+
+def heedless(_):
+    """The same four samples, whatever the batch size."""
+    return hungry(Variant("a", batch_size=4))
+
+
+def ctrl_c(variant, at, note=None):
+    """Of one sample at most; where ``at`` is the name or the size, Ctrl-C reaches the process that asks for it; ``note`` gets the own id."""
+    if at in {variant.name, str(variant.batch_size)}:
+        note.write_text(str(os.getpid()))
+        os.kill(parent_process().pid, signal.SIGINT)
+        if variant.name != at:
+            time.sleep(60)  # a search is ended in the middle of a size
+    if variant.batch_size > 1:
+        raise MemoryError
+    return replace(heedless(variant), batches=lambda _: [torch.zeros(1, 1)])
+
+
+def ended_or_zombie(process_id):
+    """Whether a process has ended, after a moment's patience where it has not."""
+    try:
+        if psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE:  # nobody may be there to bury it
+            return True
+    except psutil.NoSuchProcess:
+        return True
+    time.sleep(0.1)
+    return False
+
+
+def found_after(build, *names, seconds=1.0):
+    """The largest batches beside a comparison of a block each, in as much memory as there is."""
+    measured = comparison(*(result(name, [block(0, seconds=seconds)]) for name in names))
+    more = {"seed": 0, "threads": 1, "budget_s": 8 * _block_s(measured), "track": {"meters": [], "intensity": 100}}
+    return _with_largest(measured, partial(_sized, build, 2**40, **more), _Teller(None, 0))
 
 
 class TestLargestBatch:
@@ -902,7 +1075,9 @@ class TestLargestBatch:
         assert found.error is None
         assert found.memory_bytes == limit
         assert found.batch_size in {trial.batch_size for trial in found.trials if trial.fits}
-        assert found.peak_memory_bytes <= limit
+        (fitting,) = (trial for trial in found.trials if trial.batch_size == found.batch_size)
+        assert fitting.peak_memory_bytes <= limit
+        assert found.peak_memory_bytes == max(fitting.peak_memory_bytes, found.result.peak_memory_bytes)
         assert all(trial.why.startswith("does not fit in memory") for trial in found.trials if not trial.fits)
         assert any(not trial.fits for trial in found.trials)
 
@@ -912,6 +1087,42 @@ class TestLargestBatch:
         with pytest.raises(ArgumentError, match=r"batch_size=4 and 8.*heed"):
             _check_heeded(Variant("a"), [four], eight)
         _check_heeded(Variant("a"), [replace(four, units={})], replace(eight, units={}))
+
+    def test_a_build_that_does_not_heed_costs_no_blocks(self):
+        """What goes wrong in the search is that variant's error there; what was measured before stays."""
+        found = found_after(heedless, "a")
+        (largest,) = found.largest
+        assert (largest.batch_size, found.interrupted) == (None, False)
+        assert "let it heed variant.batch_size" in largest.error
+        assert found.baseline.blocks
+
+    def test_the_measurement_takes_as_long_as_the_blocks_did(self):
+        """Its steps are chosen by the time of the comparison's blocks, not by their number of steps."""
+        found = found_after(partial(ctrl_c, at=""), "a", seconds=1e-9)
+        (largest,) = found.largest
+        assert (largest.batch_size, largest.complete, largest.error) == (1, True, None)
+        assert found.baseline.blocks[0].n_steps == 10
+        assert {block.n_steps for block in largest.result.blocks} == {1}
+        assert len(largest.result.blocks) <= 8
+        assert _block_s(comparison(result("a", [block(0, seconds=1.0), block(1, seconds=3.0)]))) == pytest.approx(2.0)
+        assert _block_s(comparison(result("a", []))) > 1
+
+    @pytest.mark.parametrize(("at", "size"), [("2", None), ("a@1", 1)])
+    def test_interrupted(self, at, size, tmp_path):
+        """Ctrl-C in the search or while it measures there ends it for all variants, keeps what is known, and is marked; nothing runs on."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            found = found_after(partial(ctrl_c, at=at, note=tmp_path / "id"), "a", "b")
+        finally:
+            signal.signal(signal.SIGINT, before)
+        (largest,) = found.largest
+        assert (largest.batch_size, largest.error, largest.interrupted) == (1, "interrupted", True)
+        assert largest.complete == (size is not None)
+        assert (largest.result is None) == (size is None)
+        assert found.interrupted
+        assert found.to_dict()["largest"][0]["interrupted"] is True
+        assert [len(one.blocks) for one in found.results] == [1, 1]
+        assert any(ended_or_zombie(int((tmp_path / "id").read_text())) for _ in range(50))
 
     def test_a_cpu_needs_a_limit(self):
         """There is no honest default."""
@@ -937,6 +1148,8 @@ class TestLargestBatch:
         read = json.loads(json.dumps(found.to_dict(), allow_nan=False))["largest"][0]
         assert (read["batch_size"], read["peak_memory_bytes"]) == (8, 2**29)
         assert read["result"]["energy_per_token_j"] == pytest.approx(1.0)
+        higher = replace(largest, result=result("a@8", [replace(block(0), peak_memory_bytes=2**30)]))
+        assert higher.peak_memory_bytes == 2**30
 
 
 def block(number, *, seconds=1.0, joules=100.0, tokens=100, loss=2.0, spread=None, position=0, steps=10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -49,8 +50,21 @@ def rows(n=12):
     return [{"x": one, "y": one.sum(1, keepdim=True)} for one in x.split(2)]
 
 
+class Jittered(list):
+    """Data that Python's generator augments."""
+
+    def __iter__(self):
+        return ({**one, "x": one["x"] + random.random()} for one in super().__iter__())
+
+
 class TestLightning:
     """A LightningModule without a Trainer."""
+
+    def test_augmentation_is_seeded(self):
+        """An epoch of a seed is the same one, also where Python's generator augments it."""
+        work = Workload.from_lightning(Module(), Jittered(rows()), trainer={"accelerator": "cpu"})
+        first, second = ([batch["x"] for batch in work.batches(5)] for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def test_trains_as_its_trainer_would(self):
         """The same losses, weights and learning rate as under a real Trainer with accumulation and clipping."""

@@ -45,6 +45,8 @@ _SECONDS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": S_PER_HOUR}
 _BYTES = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
 _OPTIONS = {  # how this command says what the library's messages call by its arguments
     r"\bsteps_per_block=": "--steps ",
+    r"\blargest_batch=4 \* 2\*\*30 \(4 GiB\)": "--largest-batch 4GiB",
+    r"\blargest_batch=": "--largest-batch ",
     r"\b(blocks|until|region)=": r"--\1 ",
     r"\blog_dir=": "--log-dir ",
 }

@@ -339,7 +339,8 @@ def largest(comparison: Comparison) -> Table:
     made = table("largest batch", "samples", "peak memory", "of", "energy per token", "tokens per second")
     for one in comparison.largest:
         result = one.result
-        size = "none fits" if one.batch_size is None else f"{'' if one.complete else 'at least '}{one.batch_size}"
+        none = UNKNOWN if one.error else "none fits"
+        size = none if one.batch_size is None else f"{'' if one.complete else 'at least '}{one.batch_size}"
         made.add_row(
             one.variant.name,
             f"{size} ({one.error})" if one.error else size,

@@ -16,11 +16,11 @@ from rich.text import Text
 from green_torch import ledger
 from green_torch.cli.assumptions import HALF, between, bullets, card, cards, grid, number, peak_at, tdp_w
 from green_torch.cli.console import grid_line, how_known, percent, rounded, table
-from green_torch.cli.report import ARCHITECTURES
 from green_torch.embodied import embodied_for, made_device
 from green_torch.errors import ArgumentError
 from green_torch.estimate import MONTHS_PER_YEAR, Payback, Span, manufacturing_g, payback
 from green_torch.peaks import DTYPES, known_devices
+from green_torch.processor import ARCHITECTURES
 from green_torch.records import DevicePeak, Embodied, IntensityPoint, Method, Phase
 from green_torch.units import G_PER_KG, HOURS_PER_YEAR, grams, si
 

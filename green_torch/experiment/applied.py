@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import random
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -62,6 +64,16 @@ def applied(variant: Variant, built: object, seed: int) -> Trainee:
         f"build({variant.name!r}) returned {type(built).__name__}; return a green_torch.experiment.Workload, or a callable that "
         "takes one optimizer step and returns its loss."
     )
+
+
+def seed_all(seed: int) -> None:
+    """Seeds every generator that data may be drawn or augmented with: torch's, Python's, and NumPy's, which torch loads where it can."""
+    import torch
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed % 2**32)
 
 
 def apart_in_cache(variant: Variant) -> None:

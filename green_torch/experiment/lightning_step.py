@@ -12,6 +12,7 @@ import torch
 
 from green_torch.batch import found_units
 from green_torch.errors import ArgumentError
+from green_torch.experiment.applied import seed_all
 from green_torch.experiment.variants import Workload
 
 _PASSED_OVER = {
@@ -82,7 +83,7 @@ def workload_of(
     def batches(seed: int) -> Iterator[Any]:
         """An epoch; the next one begins when this is asked again, after the last step of the one before."""
         nonlocal numbers
-        torch.manual_seed(seed)  # a shuffling loader takes its order from here
+        seed_all(seed)  # a shuffling loader takes its order from here, and augmentation its chances
         numbers = count()
         loader = module.train_dataloader() if data is None else data if isinstance(data, Iterable) else data.train_dataloader()
         yield from islice(loader, _most(loader, limit))

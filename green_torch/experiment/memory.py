@@ -7,6 +7,7 @@ memory, by whatever sign, is an answer.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import multiprocessing
@@ -21,10 +22,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError
+from green_torch.experiment.applied import seed_all
 from green_torch.experiment.results import NOT_FIT, LargestBatch, Trial
-from green_torch.experiment.rounds import check_compare, compare
+from green_torch.experiment.rounds import INTERRUPTED, check_compare, compare
 from green_torch.experiment.variants import Build, Variant, parse_variant
-from green_torch.experiment.worker import Failed, Refused, loaded, told
+from green_torch.experiment.worker import (
+    Failed,
+    Refused,
+    check_memory,
+    ending,
+    ignore_interrupts,
+    interrupts_held,
+    loaded,
+    told,
+)
 from green_torch.surroundings import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +47,7 @@ _MOST = 2**16
 _FINE = 16  # the search ends when the next size up to try is less than 1/16 above
 _STEPS = 2
 _MOST_STEPS = 30  # a gradient scaler skips the first few, and the optimizer's state comes with the first that it does not skip
+_PR_SET_PDEATHSIG = 1  # https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,8 @@ def largest_batch(
         steps_per_block: of the measurement, as in :func:`compare`.
         track: further arguments of ``green_torch.track`` for the measurement.
 
+    Ctrl-C ends it with what was found until then (``LargestBatch.interrupted``).
+
     Raises:
         ArgumentError: a wrong argument, a CPU without ``memory_bytes``, or a ``build`` that does not heed the batch size.
     """
@@ -93,32 +107,48 @@ def largest_batch(
     for key, value in (("memory_bytes", memory_bytes), ("most", most)):
         if value is not None and not (math.isfinite(value) and value >= 1):
             raise ArgumentError(f"{key}={value!r} must be 1 or more.")
-    found = _search(_Job(build, variant, seed, memory_bytes, threads), most)
-    if not measure or found.batch_size is None:
+    found = searched(build, variant, memory_bytes, most=most, seed=seed, threads=threads)
+    if not measure:
         return found
-    at_largest = replace(variant, name=f"{variant.name}@{found.batch_size}", batch_size=found.batch_size)
-    measured = compare(build, [at_largest], steps_per_block=steps_per_block, seed=seed, threads=threads, track=track)
-    return replace(found, result=measured.baseline)
+    return measured(found, build, steps_per_block=steps_per_block, seed=seed, threads=threads, track=track)
 
 
-def _search(job: _Job, most: int) -> LargestBatch:
-    """Asks a process of its own about one size after another."""
+def measured(found: LargestBatch, build: Build, **more: Any) -> LargestBatch:
+    """With what a token costs there, where a size was found: its variant, trained alone; ``more`` goes to :func:`compare`."""
+    if found.batch_size is None or found.interrupted:
+        return found
+    name = f"{found.variant.name}@{found.batch_size}"
+    at_largest = compare(build, [replace(found.variant, name=name, batch_size=found.batch_size)], **more)
+    error = found.error or (INTERRUPTED if at_largest.interrupted else None)
+    return replace(found, result=at_largest.baseline, error=error, interrupted=at_largest.interrupted)
+
+
+def searched(
+    build: Build, variant: Variant, memory_bytes: int | None, *, most: int = _MOST, seed: int, threads: int | None
+) -> LargestBatch:
+    """The largest batch, not measured: asks a process of its own about one size after another; errors as of :func:`largest_batch`."""
+    job = _Job(build, variant, seed, memory_bytes, threads)
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=_work, args=(job, theirs), name=f"green_torch memory {job.variant.name}", daemon=True)
-    process.start()
+    with interrupts_held():
+        process.start()
     theirs.close()
     tried: list[_Tried] = []
     error: str | None = None
+    interrupted = False
 
     def ask(batch_size: int) -> bool | None:
         """Whether it fits; ``None`` where that could not be found out."""
-        nonlocal error
+        nonlocal error, interrupted
         try:
             pipe.send(batch_size)
             answer = pipe.recv()
         except (EOFError, OSError):
-            answer = Failed("the worker ended before it answered; what it printed says why")
+            process.join(timeout=2.0)
+            answer = Failed(ending("the worker", process.exitcode))
+        except KeyboardInterrupt:
+            interrupted, answer = True, Failed(INTERRUPTED)
         if isinstance(answer, Refused):
             raise answer.error
         if isinstance(answer, Failed):
@@ -132,10 +162,12 @@ def _search(job: _Job, most: int) -> LargestBatch:
         largest, complete = bisected(ask, most)
     finally:
         pipe.close()
-        process.join(timeout=2.0)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        try:
+            process.join(timeout=0.0 if interrupted else 2.0)
+        finally:
+            if process.is_alive():
+                process.kill()
+                process.join()
     last = max(tried, key=lambda one: one.trial.fits) if tried else None  # one that got so far as to know its device
     return LargestBatch(
         job.variant,
@@ -145,6 +177,7 @@ def _search(job: _Job, most: int) -> LargestBatch:
         tuple(one.trial for one in tried),
         complete,
         error,
+        interrupted=interrupted,
     )
 
 
@@ -179,7 +212,7 @@ def _check_heeded(variant: Variant, before: list[_Tried], now: _Tried) -> None:
 
 def _work(job: _Job, pipe: Connection) -> None:
     """Answers for one batch size after another, until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    ignore_interrupts()
     try:
         try:
             build = loaded(job.build)
@@ -215,6 +248,8 @@ def _apart(task: Callable[[], object]) -> object:
     if pid == 0:
         code = 1
         try:
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # or it would go on where Ctrl-C ended the search
             os.close(readable)
             with os.fdopen(writable, "wb") as out:
                 out.write(pickle.dumps(task()))
@@ -228,16 +263,14 @@ def _apart(task: Callable[[], object]) -> object:
     if status == 0:
         found: object = pickle.loads(content)  # noqa: S301  (from our own fork)
         return found
-    if status == -signal.SIGKILL:
-        return Failed(f"{NOT_FIT}: the process was ended by SIGKILL")
-    return Failed(f"the process ended with code {status} while it was trying; what it printed says why")
+    return Failed(ending("the process", status))
 
 
 def _try(build: Callable[[Variant], object], job: _Job, batch_size: int) -> object:
     """A :class:`_Tried`, or what went wrong."""
     import torch
 
-    torch.manual_seed(job.seed)
+    seed_all(job.seed)
     try:
         return _stepped(build, job, batch_size)
     except ArgumentError as error:
@@ -291,20 +324,17 @@ def _limited(device: torch.device, memory_bytes: int | None) -> tuple[int | None
     """
     import torch
 
+    check_memory(device, memory_bytes, "memory_bytes")
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         if memory_bytes is not None and memory_bytes < total:
             torch.cuda.set_per_process_memory_fraction(memory_bytes / total, device)
             return memory_bytes, f"given, of {torch.cuda.get_device_name(device)}"
         return total, f"all of {torch.cuda.get_device_name(device)}"
-    if device.type != "cpu":
+    if device.type != "cpu" or memory_bytes is None:
         return memory_bytes, "given" if memory_bytes else f"all of {device.type}"
-    if memory_bytes is None:
-        raise ArgumentError(
-            "On a CPU a batch fits until the machine swaps: say what must hold it, memory_bytes=4 * 2**30 for 4 GiB."
-        )
     if sys.platform != "linux":
-        raise ArgumentError("The largest batch on a CPU is found on Linux alone, where a process tells its peak memory.")
+        raise AssertionError("refused before")
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

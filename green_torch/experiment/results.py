@@ -248,7 +248,7 @@ class LargestBatch:
 
     ``batch_size`` is ``None`` where not even the smallest fits. ``complete`` tells that the next larger size tried (by about 1/16) does not
     fit; otherwise the search ended earlier, and ``error`` says why. ``memory_bytes`` is the limit, as ``memory_source`` says.
-    ``result`` is that variant measured alone at that size, where asked for.
+    ``result`` is that variant measured alone at that size, where asked for. ``interrupted``: Ctrl-C ended the search or the measurement.
     """
 
     variant: Variant
@@ -259,13 +259,15 @@ class LargestBatch:
     complete: bool = False
     error: str | None = None
     result: VariantResult | None = None
+    interrupted: bool = False
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """At the largest batch."""
-        return next(
-            (trial.peak_memory_bytes for trial in self.trials if trial.fits and trial.batch_size == self.batch_size), None
-        )
+        """At the largest batch, the most that was seen: of the trial, or while it was measured there."""
+        seen = [trial.peak_memory_bytes for trial in self.trials if trial.fits and trial.batch_size == self.batch_size]
+        if self.result is not None:
+            seen.append(self.result.peak_memory_bytes)
+        return max((peak for peak in seen if peak is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -278,6 +280,7 @@ class LargestBatch:
                 "memory_source": self.memory_source,
                 "complete": self.complete,
                 "error": self.error,
+                "interrupted": self.interrupted,
                 "trials": [asdict(trial) for trial in self.trials],
             }
         )
@@ -289,8 +292,9 @@ class Comparison:
     """The results of all variants, the first being what the others are compared with.
 
     ``stopped`` says what ended it: "blocks" (all were measured), "until" (every interval was narrow enough), "budget_s", "budget_j",
-    "interrupted", "failed" (no variant was left); empty where nobody noted it. ``until`` is the half-width that was asked for; intervals
-    allow for the looking then. ``largest`` is the largest batch of each variant, where asked for. ``warnings`` are about the comparison.
+    "interrupted", "failed" (no variant was left, or with ``until`` no two to tell apart); empty where nobody noted it. ``until`` is the
+    half-width that was asked for; intervals allow for the looking then. ``largest`` is the largest batch of each variant, where asked for.
+    ``warnings`` are about the comparison.
     """
 
     results: tuple[VariantResult, ...]

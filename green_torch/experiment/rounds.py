@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import pickle
 import random
-import signal
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from green_torch.experiment.worker import (
     Ready,
     Refused,
     Warm,
+    ending,
     interrupts_held,
     work,
 )
@@ -49,6 +49,8 @@ _FEWEST_ROUNDS = 4
 _BALANCED_ROUNDS = 4  # after so many rounds, any two variants have come first equally often
 _OWN = {"label", "log_dir", "log_every_n_steps", "model", "run_name"}  # arguments of track() that are ours to give
 _CLOSE_S = 15.0  # how long the workers may take to close their runs
+_HURRIED_CLOSE_S = 3.0  # likewise, once Ctrl-C came meanwhile: a block's energy takes up to two to settle
+INTERRUPTED = "interrupted"  # why a largest batch was not found or not measured to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def compare(
         steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit the time, judged by the warm-up.
         until: stop as soon as the interval of every variant had at most this half-width (0.01: 1 %) at two looks in a row, the first
             of them after 10 rounds. The rule looks at the width alone, and the intervals allow for the looking
-            (:mod:`green_torch.statistics`).
+            (:mod:`green_torch.statistics`). Where no difference is left to watch, since a variant failed, the others get 8 blocks.
         budget_s: seconds for all blocks together: no more than four rounds go beyond it. None: 40 where neither ``steps_per_block`` nor
             ``until`` is given, else no limit.
         budget_j: IT joules for all blocks together, likewise.
@@ -119,9 +121,12 @@ def compare(
         progress: called in this process whenever there is something to tell.
 
     Raises:
-        ArgumentError: an argument is wrong, also where ``green_torch.track`` says so.
+        ArgumentError: an argument is wrong, also where ``green_torch.track`` says so, and ``largest_batch=True`` where a variant is
+            built on a CPU, which is known before the first block.
     """
     chosen = check_compare(build, variants, blocks=blocks, steps_per_block=steps_per_block, warmup_steps=warmup_steps)
+    if not isinstance(largest_batch, bool) and not (math.isfinite(largest_batch) and largest_batch >= 1):
+        raise ArgumentError(f"largest_batch={largest_batch!r} must be True, or so many bytes: 1 or more.")
     plan = _Plan.made(
         len(chosen),
         blocks=blocks,
@@ -141,7 +146,7 @@ def compare(
     folders = [None if log_dir is None else str(Path(log_dir) / variant.name) for variant in chosen]
     shown = {"id": uuid.uuid4().hex, "confidence": confidence, "looking": until is not None, "loss_tolerance": loss_tolerance}
     arms = [
-        _Arm(Job(build, variant, seed, warmup_steps, folder, threads, options, shown))
+        _Arm(Job(build, variant, seed, warmup_steps, folder, threads, options, shown, largest_batch))
         for variant, folder in zip(chosen, folders, strict=True)
     ]
     stopped, n_steps = "", steps_per_block or 0
@@ -153,16 +158,18 @@ def compare(
         except KeyboardInterrupt:
             stopped = "interrupted"
         stop.value = 1
-        _close(arms, tell)
+        if _close(arms, tell):
+            stopped = "interrupted"
     finally:
-        for arm in arms:
-            arm.end()
+        if _see_off(arms):
+            stopped = "interrupted"
     found = plan.comparison(arms, n_steps, stopped)
     if largest_batch is False or found.interrupted:
         return found
     memory_bytes = None if largest_batch is True else largest_batch
-    sizes = partial(_sized, build, memory_bytes, seed=seed, threads=threads, steps_per_block=n_steps, track=options)
-    return replace(found, largest=_largest(found, sizes, tell))
+    budget_s = BLOCKS * _block_s(found)
+    size = partial(_sized, build, memory_bytes, seed=seed, threads=threads, budget_s=budget_s, track=options)
+    return _with_largest(found, size, tell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +280,18 @@ def _start(arms: Sequence[_Arm], context: Any, stop: Any, tell: _Teller) -> None
         arm.start(context, stop)
     for arm in arms:
         arm.receive(Ready)
-    for arm in arms:
-        tell("warming up", arm.name)
-        arm.ask(WARM_UP, Warm)
+    for index, arm in enumerate(arms):
+        if not arm.lost:
+            tell("warming up", arm.name)
+            _ask(arms, index, WARM_UP, Warm)
+
+
+def _ask(arms: Sequence[_Arm], index: int, order: object, kind: type) -> None:
+    """Asks one of them; where its memory does not suffice, its error names the others that held some of the same."""
+    arm = arms[index]
+    arm.ask(order, kind)
+    if arm.result().fits is False:
+        arm.blame([other for other in arms if other is not arm])
 
 
 def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, plan: _Plan, tell: _Teller) -> str:
@@ -295,12 +311,13 @@ def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int
             before, narrow = narrow, tell.half_width is not None and tell.half_width <= plan.until
             if before and narrow:  # one look may have been lucky: the next block would widen the interval again
                 return "until"
-        if all(arm.lost for arm in arms) or (plan.until is not None and (arms[0].lost or all(arm.lost for arm in arms[1:]))):
-            return "failed"
+        unpaired = arms[0].lost or all(arm.lost for arm in arms[1:])
+        if all(arm.lost for arm in arms) or (plan.until is not None and unpaired and number >= BLOCKS):
+            return "failed"  # without a difference to watch, the others get the usual blocks
         for position, index in enumerate(order):
             if not arms[index].lost:
                 tell("measuring", arms[index].name)
-                arms[index].ask(Order(number, position, n_steps), Measured)
+                _ask(arms, index, Order(number, position, n_steps), Measured)
             tell.done += 1
     return "blocks"
 
@@ -310,34 +327,72 @@ def _spent_j(arms: Sequence[_Arm]) -> float:
     return math.fsum(block.energy_j or 0.0 for arm in arms for block in arm.result().blocks)
 
 
-def _largest(found: Comparison, size: Callable[[Variant], LargestBatch], tell: _Teller) -> tuple[LargestBatch, ...]:
-    """Of each variant that could be built, one after another, alone; Ctrl-C keeps those that were found."""
-    sizes = []
+def _with_largest(found: Comparison, size: Callable[[Variant], LargestBatch], tell: _Teller) -> Comparison:
+    """With the largest batch of each variant that could be built, one after another, alone; Ctrl-C keeps what was found until then."""
+    sizes: list[LargestBatch] = []
     try:
         for result in found.results:
             if result.error is None or result.fits is False:
                 tell("largest batch", result.name)
                 sizes.append(size(result.variant))
+                if sizes[-1].interrupted:
+                    break
     except KeyboardInterrupt:
-        pass
-    return tuple(sizes)
+        return replace(found, largest=tuple(sizes), interrupted=True)
+    return replace(found, largest=tuple(sizes), interrupted=any(one.interrupted for one in sizes))
 
 
-def _sized(build: Build, memory_bytes: int | None, variant: Variant, **more: Any) -> LargestBatch:
-    """The largest batch, measured."""
-    from green_torch.experiment.memory import largest_batch  # it measures with this module
+def _sized(
+    build: Build, memory_bytes: int | None, variant: Variant, *, seed: int, threads: int | None, **more: Any
+) -> LargestBatch:
+    """The largest batch, measured; what goes wrong is in it, for it must not cost the blocks that were measured before."""
+    from green_torch.experiment.memory import measured, searched  # it measures with this module
 
-    return largest_batch(build, variant, memory_bytes, measure=True, **more)
+    found = LargestBatch(variant, None, memory_bytes, "")
+    try:
+        found = searched(build, variant, memory_bytes, seed=seed, threads=threads)
+        return measured(found, build, seed=seed, threads=threads, **more)
+    except (ArgumentError, OSError) as error:
+        return replace(found, error=found.error or str(error))
+    except KeyboardInterrupt:
+        return replace(found, error=found.error or INTERRUPTED, interrupted=True)
 
 
-def _close(arms: Sequence[_Arm], tell: _Teller) -> None:
-    """All close their runs at the same time."""
-    tell("closing")
-    for arm in arms:
-        arm.send(None)
-    end_s = time.monotonic() + _CLOSE_S
-    for arm in arms:
-        arm.receive_rest(end_s)
+def _block_s(found: Comparison) -> float:
+    """Seconds that a block took, in the mean over all variants; where none was measured, what one is meant to take."""
+    times_s = [block.duration_s for result in found.results for block in result.blocks]
+    return (math.fsum(times_s) / len(times_s) if times_s else 0.0) or _BLOCK_S
+
+
+def _close(arms: Sequence[_Arm], tell: _Teller) -> bool:
+    """All close their runs at the same time; whether Ctrl-C came meanwhile: then they are waited for less, and at the second no longer."""
+    unasked = list(arms)
+    for interrupts, patience_s in enumerate((_CLOSE_S, _HURRIED_CLOSE_S, 0.0)):
+        try:
+            while unasked:
+                unasked[-1].send(None)
+                unasked.pop()
+            if not interrupts:
+                tell("closing")
+            end_s = time.monotonic() + patience_s
+            for arm in arms:
+                arm.receive_rest(end_s)
+        except KeyboardInterrupt:
+            continue
+        return interrupts > 0
+    return True
+
+
+def _see_off(arms: Sequence[_Arm]) -> bool:
+    """All workers end, also where Ctrl-C comes meanwhile; whether it did."""
+    left, interrupted = list(arms), False
+    while left:
+        try:
+            left[-1].end()
+            left.pop()
+        except KeyboardInterrupt:
+            interrupted = True
+    return interrupted
 
 
 def check_compare(
@@ -407,9 +462,23 @@ class _Arm:
         return self._warm.step_s if self._warm else None
 
     @property
+    def device(self) -> str | None:
+        """Where it trains, such as "cuda:0"; ``None`` until it is warm."""
+        return self._warm.device if self._warm else None
+
+    @property
     def lost(self) -> bool:
         """Whether it has failed."""
         return self._error is not None
+
+    def blame(self, others: Sequence[_Arm]) -> None:
+        """Adds to its error which workers had memory of the same device beside it (of any, where its own is not known)."""
+        holding = [other for other in others if not other.lost and other.device and self.device in {None, other.device}]
+        if holding:
+            self._error = (
+                f"{self._error}; meanwhile {' and '.join(other.name for other in holding)} held memory on "
+                f"{' and '.join(dict.fromkeys(str(other.device) for other in holding))}: alone it may fit"
+            )
 
     def start(self, context: Any, stop: Any) -> None:
         """Starts the worker, which loads torch and the user's code and waits."""
@@ -451,7 +520,7 @@ class _Arm:
         while self._pipe is not None and self._error is None and self._done is None:
             try:
                 if not self._pipe.poll(max(0.0, end_s - time.monotonic())):
-                    self._error = "the worker did not close its run in time"
+                    self._error = "the worker had not closed its run when the waiting for it ended"
                     return
                 self._file(self._pipe.recv())
             except (EOFError, OSError):
@@ -499,10 +568,6 @@ class _Arm:
     def _died(self) -> None:
         self._process.join(timeout=2.0)
         code = self._process.exitcode
-        if code is not None and code < 0:
-            self._error = f"the worker was ended by {signal.Signals(-code).name}{' (out of memory?)' if code == -9 else ''}"
-        else:
-            self._error = (
-                f"the worker ended with code {code} before it answered; what it printed says why. "
-                'In a script, call compare() under: if __name__ == "__main__":'
-            )
+        self._error = ending("the worker", code)
+        if code is None or code >= 0:
+            self._error += '. In a script, call compare() under: if __name__ == "__main__":'

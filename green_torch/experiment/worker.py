@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -14,10 +15,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import ArgumentError, GreenTorchWarning
-from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied
+from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied, seed_all
 from green_torch.experiment.conditions import watch
 from green_torch.experiment.kernels import Seen, seen
 from green_torch.experiment.results import NOT_FIT, Block, built_in, whole_sum
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 SETTLE_STEPS = 1  # taken before each block and left out of it: caches, clocks and allocators come back from the other's turn
 _PATIENCE_S = 2.0  # how long a block waits for its records beyond the tracker's own patience
+_CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" sets VmHWM to what is resident: https://docs.kernel.org/filesystems/proc.html
 _WHOLE_BLOCK = 1_000_000_000  # steps a record: none ends before the block does
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in a RuntimeError of torch's CPU allocator
 _NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
@@ -52,6 +55,7 @@ class Job:
     threads: int | None
     track: Mapping[str, Any]
     comparison: Mapping[str, Any] | None = None  # what the dashboard must know of it to pair its runs' blocks
+    largest_batch: bool | int = False  # whether, and in how much memory, it is sought afterwards
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """The warm-up is over; ``step_s`` seconds is what a step took at its end. The rest is named as in ``VariantResult``."""
+    """The warm-up is over; ``step_s`` seconds is what a step took at its end. The rest is named as in ``VariantResult``.
+
+    ``device`` is "cpu", or an accelerator's type and number: "cuda:0".
+    """
 
     step_s: float
     threads: int
@@ -79,6 +86,7 @@ class Warm:
     ran: str
     applied_by_user: bool
     n_skipped: int | None
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """``green_torch.track`` was given a wrong argument, as it is for every variant."""
+    """A wrong argument, as it is for every variant: of ``green_torch.track``, or of the search for the largest batch."""
 
     error: ArgumentError
 
@@ -123,11 +131,16 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def ignore_interrupts() -> None:
+    """For a process that was started under :func:`interrupts_held`: Ctrl-C reaches the whole group, and the parent decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def work(job: Job, pipe: Connection, stop: Any) -> None:
     """A worker's life: load, build, warm up, measure blocks when asked, close. Ends when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the parent started it
+    ignore_interrupts()
     warnings.simplefilter("ignore", GreenTorchWarning)  # they come back with the summary, once
     try:
         with closing(_serve(job, partial(_received, pipe), lambda: bool(stop.value))) as replies:
@@ -160,6 +173,16 @@ def told(error: BaseException) -> str:
     return text
 
 
+def ending(process: str, code: int | None) -> str:
+    """How a process ended that was to answer, by its exit code; the kernel ends by SIGKILL what takes the memory that others need."""
+    if code is None or code >= 0:
+        return f"{process} ended with code {code} before it answered; what it printed says why"
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        return f"{NOT_FIT}: {process} was killed (SIGKILL), most likely by the kernel for want of memory"
+    return f"{process} was ended by {name}"
+
+
 def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) -> Generator[object, None, None]:
     """Does what it receives orders for, and yields the replies; ``None`` is the order to close."""
     apart_in_cache(job.variant)
@@ -178,10 +201,12 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
     yield Ready()
     if receive() is None:
         return
-    torch.manual_seed(job.seed)
+    seed_all(job.seed)
     bench = _Bench(applied(job.variant, build(job.variant), job.seed), job.track)
     records = _Records()
     try:
+        if job.largest_batch is not False:
+            check_memory(bench.trainee.device, None if job.largest_batch is True else job.largest_batch, "largest_batch")
         tracker = track(
             bench.trainee.model,
             log_dir=job.log_dir,
@@ -207,6 +232,7 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
                 bench.trainee.describe(bench.seen),
                 bench.trainee.applied_by_user,
                 bench.trainee.skipped(),
+                _named(bench.trainee.device),
             )
             order = receive()
         while order is not None:
@@ -225,6 +251,10 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
                     yield block
                 order = following
     yield Done(tracker.summary())
+
+
+def _named(device: torch.device) -> str:
+    return device.type if device.type == "cpu" else f"{device.type}:{device.index or 0}"
 
 
 def _show(tracker: Tracker, job: Job, bench: _Bench, blocks: Sequence[Block], step: int) -> None:
@@ -262,6 +292,22 @@ def loaded(build: Build) -> Callable[[Variant], Workload | UserStep]:
         own = [key for key, value in vars(there).items() if getattr(value, "__module__", "") == module and callable(value)]
         raise ArgumentError(f"{build!r}: {module} has no function {name!r}; it has {', '.join(sorted(own)) or 'none'}.")
     return function
+
+
+def check_memory(device: torch.device, memory_bytes: int | None, argument: str) -> None:
+    """Whether a largest batch can be told there; ``argument`` is what the limit is called.
+
+    Raises:
+        ArgumentError: a CPU without a limit, or one that does not tell a process's peak memory.
+    """
+    if device.type != "cpu":
+        return
+    if memory_bytes is None:
+        raise ArgumentError(
+            f"On a CPU a batch fits until the machine swaps: say what must hold it, such as {argument}=4 * 2**30 (4 GiB)."
+        )
+    if sys.platform != "linux":
+        raise ArgumentError("The largest batch on a CPU is found on Linux alone, where a process tells its peak memory.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +355,7 @@ class _Bench:
             self._mark(tracker, *self.trainee.train(), wait=True)
         with tracker.suspend():  # ends the record, so that the block begins with one of its own
             self._watch.begin()
+            _forget_peak_memory(self.trainee.device)
             start_s = time.monotonic()
         first_step = self._n_steps
         for number in range(n_steps):
@@ -354,7 +401,7 @@ class _Bench:
 
 
 def _peak_memory_bytes(device: torch.device) -> int | None:
-    """The most memory in use so far: the GPU's by torch, else this process's by the kernel; ``None`` where neither tells.
+    """The most memory in use since it was forgotten: the GPU's by torch, else this process's by the kernel; ``None`` where neither tells.
 
     Not ``getrusage``: its figure of a spawned process begins with what its parent had.
     """
@@ -365,6 +412,17 @@ def _peak_memory_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     return peak_memory_bytes(None)
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """The peak is what is in use now: a block begins, and what warming up took is not its own. Where this can't be, it stays."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        with suppress(OSError):  # not Linux, or not its whole /proc
+            _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
 class _Records:
