@@ -266,7 +266,8 @@ def gain_range(a: Mapping[str, float], b: Mapping[str, float], gain_errors: Mapp
 
     A sensor that reads (1 + g) times the truth does so for both sums: of one sensor alone, g cancels, whatever it is. Of several the ratio
     is a weighted mean of the sensors' own ratios, and the errors shift the weights; it is largest where the sensors above some ratio
-    read highest and the others lowest. Assumes a gain that doesn't depend on the load: where a sensor's error changes with the power,
+    read highest and the others lowest. A sensor that states no gain error stands at face value, as joules without bounds do in a sum: the
+    range is what the stated errors allow. Assumes a gain that doesn't depend on the load: where a sensor's error changes with the power,
     that change stays in the ratio, and nobody states it.
 
     Args:
@@ -275,22 +276,22 @@ def gain_range(a: Mapping[str, float], b: Mapping[str, float], gain_errors: Mapp
         gain_errors: the largest relative gain error of each (0.05 = 5 %); ``None`` where it is not stated.
 
     Returns:
-        The lowest and highest factor; ``None`` where there are several sensors and one states no gain error, or joules are missing.
+        The lowest and highest factor; ``None`` where there are several sensors and none states a gain error, or joules are missing.
     """
     if a.keys() != b.keys() or not a or min(*a.values(), *b.values()) < 0 or not (sum(a.values()) > 0 and sum(b.values()) > 0):
         return None
     used = [name for name in a if a[name] or b[name]]
     if len(used) == 1:
         return 1.0, 1.0
-    errors = {name: gain_errors.get(name) for name in used}
-    if any(error is None or not 0 <= error < 1 for error in errors.values()):
+    errors = {name: error for name in used if (error := gain_errors.get(name)) is not None}
+    if not errors or not all(0 <= error < 1 for error in errors.values()):
         return None
     used.sort(key=lambda name: b[name] / a[name] if a[name] else math.inf)
     plain = math.fsum(b[name] for name in used) / math.fsum(a[name] for name in used)
     ratios = []
     for split in range(len(used) + 1):
         for sign in (1, -1):
-            gains = {name: 1 + (errors[name] or 0.0) * (sign if place >= split else -sign) for place, name in enumerate(used)}
+            gains = {name: 1 + errors.get(name, 0.0) * (sign if place >= split else -sign) for place, name in enumerate(used)}
             ratios.append(
                 math.fsum(gains[name] * b[name] for name in used) / math.fsum(gains[name] * a[name] for name in used) / plain
             )

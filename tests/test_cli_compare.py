@@ -162,7 +162,7 @@ def result(
             energy_lo_j=0.99 * energy_j if method is Method.COUNTER else None,
             energy_hi_j=1.01 * energy_j if method is Method.COUNTER else None,
             emissions_g=energy_j / 3.6e6 * 475, model_flops=1e11, hardware_flops=1e11, capacity_flops=1e12 * time_s,
-            tokens=5120, samples=40, loss=loss,
+            tokens=5120, samples=40, loss=loss, domains_j={domain.name: energy_j},
         )
         for number, time_s in enumerate(times_s)
     )  # fmt: skip
@@ -406,10 +406,44 @@ def test_the_same_kernels_are_not_presented_as_different() -> None:
 
 
 def test_the_meters_bounds_have_a_column_of_their_own() -> None:
-    """Bounds of the difference and the gain error stand beside the interval."""
+    """Bounds of the difference and the gain error stand beside the interval; of one sensor the latter cancels."""
     text = page(three(), width=160)
     assert "the meter's bounds" in text
-    assert "cancels: one sensor" in text or "its gain error" not in text
+    assert "its gain error" in text
+    assert text.count("cancels") == 2
+    assert "face value" not in text
+
+
+def with_host(comparison: Comparison, shares: Sequence[float]) -> Comparison:
+    """The GPU beside CPU and memory, as the default meters have them: these state no gain error. ``shares``: of the joules, the GPU's."""
+    results = []
+    for one, share in zip(comparison.results, shares, strict=True):
+        assert one.manifest is not None
+        gpu = one.manifest.domains[0]
+        domains = (gpu, *(replace(gpu, name=name, gain_error=None) for name in ("cpu", "dram")))
+        split = {"gpu0": share, "cpu": 0.8 * (1 - share), "dram": 0.2 * (1 - share)}
+        blocks = tuple(
+            replace(block, domains_j={name: part * (block.energy_j or 0.0) for name, part in split.items()})
+            for block in one.blocks
+        )
+        results.append(replace(one, blocks=blocks, manifest=replace(one.manifest, domains=domains)))
+    return replace(comparison, results=tuple(results))
+
+
+def test_a_gain_error_counts_beside_sensors_that_state_none() -> None:
+    """On a GPU with its host the range is what the GPU's error allows, the host being taken as it is; a difference within it is none."""
+    apart = with_host(compared(FAST, method=Method.COUNTER), (0.9, 0.5))
+    found = apart.energy("bf16")
+    assert found is not None
+    shifted = [(0.5 * gain + 0.5) / (0.9 * gain + 0.1) for gain in (1.05, 0.95)]
+    assert (found.gain_lo, found.gain_hi) == pytest.approx([(1 + found.estimate) * shift - 1 for shift in shifted])
+    text = page(apart, width=160)
+    assert "its gain error" in text
+    assert "not stated" not in text
+    assert "No gain error is stated for cpu, dram: taken at face value." in text
+    small = with_host(compared([0.97 * one for one in BASE], method=Method.COUNTER), (0.9, 0.2)).energy("bf16")
+    assert small is not None
+    assert "gain errors" in small.note
 
 
 def test_many_variants_leave_out_how_each_figure_is_known() -> None:

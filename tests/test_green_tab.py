@@ -262,14 +262,13 @@ def test_the_formulas_are_those_of_statistics(tab: Tab) -> None:
     assert tab.run_js("return x.map(([p, dof]) => stats.tQuantile(p, dof));", asked) == pytest.approx(
         [t_quantile(*one) for one in asked], rel=1e-9
     )
-    a, b, errors = (
-        {"gpu0": 300.0, "cpu": 90.0, "dram": 20.0},
-        {"gpu0": 200.0, "cpu": 95.0, "dram": 20.0},
-        {"gpu0": 0.05, "cpu": 0.1, "dram": 0.2},
-    )
-    assert tab.run_js("return stats.gainRange(x);", [[a[k], b[k], errors[k]] for k in a]) == pytest.approx(
-        gain_range(a, b, errors)
-    )
+    a, b = {"gpu0": 300.0, "cpu": 90.0, "dram": 20.0}, {"gpu0": 200.0, "cpu": 95.0, "dram": 20.0}
+    for stated in ((0.05, 0.1, 0.2), (0.05, None, None), (None, None, None)):
+        errors = dict(zip(a, stated, strict=True))
+        wanted = gain_range(a, b, errors)
+        own = tab.run_js("return stats.gainRange(x);", [[a[k], b[k], errors[k]] for k in a])
+        assert own == (None if wanted is None else pytest.approx(wanted))
+        assert (wanted is None) == (not any(stated))
 
 
 def compared(n_pairs: int, **more: Any) -> tuple[Comparison, dict[str, dict[str, Any]]]:
@@ -297,7 +296,7 @@ def compared(n_pairs: int, **more: Any) -> tuple[Comparison, dict[str, dict[str,
                     tokens=4 * TOKENS,
                     samples=None,
                     loss=more.get("loss", {}).get(name, 3.0),
-                    domains_j={"gpu0": energy_j * 0.8, "cpu": energy_j * (0.2 + 0.01 * place)},
+                    domains_j={"gpu0": energy_j * 0.8, "cpu": energy_j * (0.15 + 0.01 * place), "dram": energy_j * 0.05},
                 )
             )
         results.append(VariantResult(parse_variant(name), tuple(blocks), manifest=replace(MANIFEST, domains=SENSORS), ran=name))
@@ -315,7 +314,8 @@ def compared(n_pairs: int, **more: Any) -> tuple[Comparison, dict[str, dict[str,
 
 
 SENSORS = tuple(
-    replace(MANIFEST.domains[0], name=name, device=name, gain_error=error) for name, error in (("gpu0", 0.05), ("cpu", 0.02))
+    replace(MANIFEST.domains[0], name=name, device=name, gain_error=error)
+    for name, error in (("gpu0", 0.05), ("cpu", 0.02), ("dram", None))
 )
 
 

@@ -198,15 +198,22 @@ class TestGain:
     @pytest.mark.parametrize(
         ("a", "b", "errors"),
         [
-            ({"x": 1.0, "y": 1.0}, {"x": 1.0, "y": 1.0}, {"x": 0.1, "y": None}),
+            ({"x": 1.0, "y": 1.0}, {"x": 1.0, "y": 1.0}, {"x": None, "y": None}),
             ({"x": 1.0}, {"y": 1.0}, {"x": 0.1}),
             ({}, {}, {}),
             ({"x": 0.0}, {"x": 1.0}, {"x": 0.1}),
         ],
     )
     def test_unknown(self, a, b, errors):
-        """Where one of several states no error, or joules are missing, nothing is known."""
+        """Where none of several states an error, or joules are missing, nothing is known."""
         assert gain_range(a, b, errors) is None
+
+    def test_stated_by_some(self):
+        """A sensor that states no error is taken as it is: 100 J + 100 J against 50 J + 100 J, the first alone off by 10 %."""
+        a, b = {"gpu0": 100.0, "cpu": 100.0}, {"gpu0": 50.0, "cpu": 100.0}
+        for silent in ({"cpu": None}, {}):
+            low, high = gain_range(a, b, {"gpu0": 0.1, **silent})
+            assert (low * 0.75, high * 0.75) == pytest.approx((155 / 210, 145 / 190))
 
     def test_counts_in_the_verdict(self):
         """A difference that unlike gain errors could make up is none."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from green_torch.records import DevicePeak
+    from green_torch.records import DevicePeak, Domain
     from green_torch.statistics import Difference
 
 Compared = Comparison | RecordedComparison
@@ -318,7 +318,7 @@ def _gain(found: Difference | None) -> str:
     if found is None or found.gain_lo is None or found.gain_hi is None:
         return "not stated"
     if math.isclose(found.gain_lo, found.gain_hi, abs_tol=1e-9):
-        return "cancels: one sensor"
+        return "cancels"
     return f"{_interval(found.gain_lo, found.gain_hi, found.estimate)} {_sign(found.estimate)}"
 
 
@@ -521,6 +521,14 @@ def _signed(relative: float) -> str:
 # ── grounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _face_value(domains: Sequence[Domain]) -> str:
+    """Which joules a difference takes as they are where others have a gain error; empty where none does."""
+    silent = [domain.name for domain in domains if domain.gain_error is None]
+    if not silent or len(silent) == len(domains):
+        return ""
+    return f"No gain error is stated for {', '.join(silent)}: taken at face value."
+
+
 def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
     """What the figures rest on: device, model, how energy is known, the peaks behind MFU, the grid."""
     made = Table.grid(padding=(0, 2))
@@ -546,7 +554,7 @@ def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
         rows.append((f"energy, {domain.name}", f"{domain.method}: {domain.source}{bounds}{shared}"))
     if not manifest.domains:
         rows.append(("energy", "nothing measures it: " + "; ".join(manifest.missing)))
-    rows += [("", note) for note in (sensor_note(manifest.domains),) if note]
+    rows += [("", note) for note in (sensor_note(manifest.domains), _face_value(manifest.domains)) if note]
     rows += [
         (f"peak, {peak.dtype}", f"{si(peak.flop_per_s, 'FLOP/s')}, {peak.basis}: {peak.source} ({', '.join(names)})")
         for peak, names in peaks.items()

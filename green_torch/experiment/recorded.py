@@ -492,16 +492,18 @@ def _whole(run: _Run, unit: str) -> Bounds | None:
 
 
 def _gain(base: _Run, run: _Run) -> Bounds | None:
-    """The factors that the sensors' gain errors may have put on the ratio of two runs' joules; ``None`` where they are not stated.
+    """The factors that the sensors' gain errors may have put on the ratio of two runs' joules; ``None`` where none is stated.
 
     The same sensors, unless both runs tell their nodes and these differ: then no gain cancels.
     """
-    errors = {_kind(domain): domain.gain_error for run in (base, run) for domain in run.manifest.domains}
+    errors: dict[str, float] = {}
+    for domain in (*base.manifest.domains, *run.manifest.domains):
+        if domain.gain_error is not None:
+            errors[_kind(domain)] = max(domain.gain_error, errors.get(_kind(domain), 0.0))
     nodes = [own.manifest.job.get("node") for own in (base, run)]
     if all(nodes) and nodes[0] != nodes[1]:
-        known = [error for error in errors.values() if error is not None]
-        worst = max(known, default=1.0)
-        return None if len(known) < len(errors) or worst >= 1 else ((1 - worst) / (1 + worst), (1 + worst) / (1 - worst))
+        worst = max(errors.values(), default=1.0)
+        return None if worst >= 1 else ((1 - worst) / (1 + worst), (1 + worst) / (1 - worst))
     return gain_range(_by_sensor(base.records()), _by_sensor(run.records()), errors)
 
 
