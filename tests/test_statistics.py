@@ -259,6 +259,27 @@ class TestCorrections:
         assert pairs_needed(scatter, difference / 2, power=power) >= n
         assert pairs_needed(scatter, difference, power=power, n_compared=3, looking=True) >= n
 
+    def test_blocks_needed(self):
+        """Of the scatter of logarithms of single pairs; only where it is the scatter that hides a difference."""
+        a, b = [1.0] * 6, [1.01, 0.99, 1.02, 0.98, 1.0, 1.001]
+        found = paired_difference(a, b, n_compared=2)
+        scatter = float(np.std(np.log(b), ddof=1))
+        assert found.scatter == pytest.approx(scatter)
+        assert found.blocks_needed(0.02) == pairs_needed(scatter, math.log(1.02), n_compared=2)
+        assert found.blocks_needed(0.01) > found.blocks_needed(0.02)
+        assert paired_difference(a, [2 * x for x in b]).blocks_needed(0.01) is None
+        assert paired_difference(a, [2 * x for x in b], gain=(0.1, 10)).blocks_needed(0.01) is None
+        assert paired_difference([1.0], [1.1]).blocks_needed(0.01) is None
+        assert unpaired_difference(a, b).blocks_needed(0.01) is None
+
+    def test_blocks_needed_of_alike_neighbours(self):
+        """Where neighbours are alike beyond chance, as many more as there are fewer independent ones among them."""
+        smooth = [math.exp(0.01 * math.sin(k / 4)) for k in range(26)]
+        found = paired_difference([1.0] * 26, smooth)
+        plain = float(np.std(np.log(smooth), ddof=1))
+        assert found.n_effective < 8
+        assert found.scatter == pytest.approx(plain * math.sqrt(26 / found.n_effective))
+
     @pytest.mark.parametrize("bad", [(0, 0.1, 0.9), (0.1, 0, 0.9), (0.1, math.inf, 0.9), (0.1, 0.1, 1.0), (math.nan, 0.1, 0.9)])
     def test_pairs_needed_nonsense(self, bad):
         """No scatter, no difference, or certainty."""

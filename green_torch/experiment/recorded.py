@@ -23,6 +23,7 @@ from green_torch.experiment.results import (
     Comparison,
     Saving,
     VariantResult,
+    for_json,
     project,
     saving_of,
     whole_sum,
@@ -120,8 +121,8 @@ class RecordedComparison:
             "results": results,
             "differences": {
                 result.name: {
-                    "time": plain(self.time(result.name)),
-                    "energy": plain(self.energy(result.name)),
+                    "time": for_json(self.time(result.name), self.departure(result.name)),
+                    "energy": for_json(self.energy(result.name), self.departure(result.name)),
                     "departure": self.departure(result.name),
                     "losses": plain(self.losses[result.name]) if result.name in self.losses else None,
                 }
