@@ -449,7 +449,7 @@ def test_the_numbers_origin_is_told(tab: Tab) -> None:
     assert "60 typical; no step excluded" in told["fp32"]
 
 
-def test_a_plan_is_projected(tab: Tab, sinks: dict[str, MemorySink]) -> None:
+def test_a_plan_is_projected(tab: Tab, sinks: dict[str, MemorySink], log_dir: Path) -> None:
     """kWh, gCO2e, hours and money of a planned run are the run's rates times the plan, on the grid, PUE and price that were set."""
     tab.open(".projection tbody tr", view="savings", plan="1e12", region="US-CA", pue="1.5", price="0.2", runs="fp32,bf16")
     grid = resolve("US-CA").at(0).g_per_kwh
@@ -468,6 +468,10 @@ def test_a_plan_is_projected(tab: Tab, sinks: dict[str, MemorySink]) -> None:
     (card,) = tab.texts(".findings .card")
     assert re.match(r"bf16\n+Would save, against fp32", card)
     assert "money" in card
+    saved = compare_runs([log_dir / "fp32", log_dir / "bf16"]).saving("bf16", planned_tokens=1e12)
+    assert saved is not None
+    ends = [float(end.replace(",", "")) for end in re.findall(r"[\d,]+", card.partition("time")[2])[1:]]
+    assert ends == pytest.approx([saved.duration_h.lo, saved.duration_h.hi], rel=6e-3)  # the baseline's interval is in them
 
 
 def test_sliders_move_the_projection_and_the_address(tab: Tab) -> None:

@@ -99,11 +99,28 @@ class RecordedComparison:
         """As :meth:`Comparison.notes`: records tell nothing of the kind."""
         return self.result(name).warnings
 
-    def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
+    def losses_compared(self, name: str) -> bool:
+        """As :meth:`Comparison.losses_compared`."""
+        return name in self.losses
+
+    def saving(
+        self,
+        name: str,
+        *,
+        planned_tokens: float | None = None,
+        planned_samples: float | None = None,
+        planned_steps: float | None = None,
+    ) -> Saving | None:
         """As :meth:`Comparison.saving`."""
         if self.departure(name):
             return None
-        base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
+        base = project(
+            self.baseline,
+            planned_tokens=planned_tokens,
+            planned_samples=planned_samples,
+            planned_steps=planned_steps,
+            confidence=self.confidence,
+        )
         return saving_of(name, base, self.time(name), self.energy(name))
 
     def to_dict(self) -> dict[str, Any]:
