@@ -176,6 +176,11 @@ class VariantResult:
         return self._typical("tokens", "duration_s")
 
     @property
+    def samples_per_s(self) -> float | None:
+        """Samples a second."""
+        return self._typical("samples", "duration_s")
+
+    @property
     def model_flop_per_s(self) -> float | None:
         """Model FLOP/s."""
         return self._typical("model_flops", "duration_s")
@@ -218,9 +223,9 @@ class VariantResult:
         """For JSON: every number by its name, unknown ones as ``None``."""
         names = (
             "n_steps", "duration_s", "step_time_s", "energy_per_step_j", "energy_per_token_j", "energy_per_sample_j",
-            "emissions_per_step_g", "power_w", "tokens_per_s", "model_flop_per_s", "mfu", "hfu", "final_loss", "peak_memory_bytes",
-            "error", "threads", "log_dir", "kernels", "ran", "applied_by_user", "n_skipped", "fits", "temperature_c", "sm_clock_mhz",
-            "throttled", "memory_traffic_per_step_bytes",
+            "emissions_per_step_g", "power_w", "tokens_per_s", "samples_per_s", "model_flop_per_s", "mfu", "hfu", "final_loss",
+            "peak_memory_bytes", "error", "threads", "log_dir", "kernels", "ran", "applied_by_user", "n_skipped", "fits",
+            "temperature_c", "sm_clock_mhz", "throttled", "memory_traffic_per_step_bytes",
         )  # fmt: skip
         manifest = self.manifest
         figures: dict[str, Any] = _finite(
