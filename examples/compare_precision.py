@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from green_torch.experiment import Variant, Workload, compare
+from green_torch.experiment import Comparison, Variant, Workload, compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,6 +50,13 @@ def build(variant: Variant) -> Workload:
     return Workload(model, optimizer, loss, batches, lambda batch: {"samples": len(batch[0])})
 
 
+def training(found: Comparison) -> str:
+    """Whether both were the same training, as far as their losses tell."""
+    if not found.losses_compared("bf16"):
+        return found.departure("bf16") or "losses were not compared"
+    return found.departure("bf16") or f"losses agree within {found.loss_tolerance:.0%}"
+
+
 def main() -> None:
     """Compares, and says what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,7 +85,7 @@ def main() -> None:
             print(f"{what}: {difference.note} ({difference.lo:+.1%} to {difference.hi:+.1%})")
         else:
             print(f"{what}: {difference.estimate:+.1%} ({difference.lo:+.1%} to {difference.hi:+.1%})")
-    print(found.departure("bf16") or f"losses agree within {found.loss_tolerance:.0%}")
+    print(training(found))
     if args.json:
         args.json.write_text(json.dumps(found.to_dict(), indent=1))
 

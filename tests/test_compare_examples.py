@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from green_torch.experiment import Comparison, VariantResult, parse_variant
+from tests.test_cli_compare import BASE, FAST, compared, result
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -46,6 +49,16 @@ def test_compare_precision_and_its_picture(tmp_path, monkeypatch):
     plot(monkeypatch, tmp_path, "found.json", "found.svg")
     drawn = (tmp_path / "found.svg").read_text()
     assert "95 % intervals" in drawn  # matplotlib notes each text beside its outlines
+
+
+def test_losses_agree_only_where_they_were_compared():
+    """A variant that failed has no loss: nothing is said to agree."""
+    training = runpy.run_path(str(EXAMPLES / "compare_precision.py"))["training"]
+    base = result("fp32", BASE)
+    failed = VariantResult(parse_variant("bf16"), error="does not fit in memory")
+    assert training(Comparison((base, failed), 10, 0.95, 0.02)) == "losses were not compared"
+    assert training(compared(FAST)) == "losses agree within 2%"
+    assert training(compared(FAST, loss=3.0)).startswith("not the same training")
 
 
 def test_a_picture_of_nothing_is_refused(tmp_path, monkeypatch):

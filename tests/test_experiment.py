@@ -71,7 +71,7 @@ from green_torch.experiment.worker import (
 )
 from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
 from green_torch.meters.nvml import NvmlMeter
-from green_torch.records import DevicePeak, Domain, Manifest, Method
+from green_torch.records import DevicePeak, Domain, Embodied, Manifest, Method
 from green_torch.sinks.codec import plain
 from green_torch.surroundings import peak_memory_bytes
 from green_torch.testing import ScriptedClock, ScriptedMeter
@@ -324,6 +324,15 @@ class TestWorker:
                 assert block.energy_lo_j <= 350 * block.duration_s <= block.energy_hi_j
             else:
                 assert block.energy_lo_j is None
+
+    def test_grams_of_manufacturing_are_kept_apart(self):
+        """A block tells how many of its grams are of manufacturing, which go by time, and how many of its energy."""
+        build, track = script()
+        track["embodied"] = Embodied(150.0, "a study")
+        (block,) = blocks_of(serve(Variant("a"), [Order(0, 0, 8)], build=build, track=track))
+        assert block.embodied_g == pytest.approx(150e3 * block.duration_s / (4 * 365.25 * 24 * 3600))
+        assert block.operational_g == pytest.approx(block.energy_j / 3.6e6 * 100)
+        assert block.emissions_g == pytest.approx(block.operational_g + block.embodied_g)
 
     def test_losses_are_written(self, tmp_path):
         """Every loss goes to TensorBoard on the step axis of our own tags, in the one event file of the run."""
@@ -1294,6 +1303,21 @@ class TestResults:
         assert bool(found.departure("b")) == bool(expected)
         json.dumps(found.to_dict(), allow_nan=False)
 
+    def test_losses_that_were_compared(self):
+        """Both sides must give one in the later half; where the baseline gives none, nothing was compared, and a note says so."""
+        silent = [block(k, loss=None) for k in range(4)]
+        told = [block(k) for k in range(4)]
+        both, neither = comparison(result("a", told), result("b", told)), comparison(result("a", silent), result("b", told))
+        assert (both.losses_compared("b"), neither.losses_compared("b")) == (True, False)
+        assert both.notes("b") == ()
+        assert neither.notes("b") == ("whether it is the same training was not checked: a's step gives no loss",)
+        assert not comparison(result("a", told), VariantResult(Variant("b"), error="no")).losses_compared("b")
+
+    def test_json_tells_its_tolerance(self):
+        """What the losses were held to, beside the confidence."""
+        found = comparison(result("a", [block(0)]), result("b", [block(0)]), loss_tolerance=0.05).to_dict()
+        assert (found["loss_tolerance"], found["confidence"]) == (0.05, 0.95)
+
     def test_unknown_name(self):
         """Asking for a variant that was not compared names those that were."""
         with pytest.raises(ArgumentError, match="a, b"):
@@ -1339,6 +1363,63 @@ class TestProjection:
         assert found.emissions_g.value == pytest.approx(0.2 * base.emissions_g.value)
         assert found.duration_h.lo <= found.duration_h.value <= found.duration_h.hi < 0
         assert found.time == comparison(result("a", a), result("b", b)).time("b")
+
+    @pytest.mark.parametrize(("factor", "ends"), [(0.5, ("lo", "hi")), (2.0, ("hi", "lo"))])
+    def test_a_saving_holds_the_baselines_uncertainty(self, factor, ends):
+        """Half the time of a baseline that is not known better than by a factor is not known better either; likewise what it costs."""
+        noisy = [1.0, 1.6, 0.7, 1.2]
+        found = comparison(
+            result("a", [block(k, seconds=s) for k, s in enumerate(noisy)]),
+            result("b", [block(k, seconds=factor * s * (1 + 0.01 * (k % 2))) for k, s in enumerate(noisy)]),
+        )
+        base, time = project(found.baseline, planned_tokens=1e6).duration_h, found.time("b")
+        saved = found.saving("b", planned_tokens=1e6).duration_h
+        assert time.hi - time.lo < 0.1
+        low, high = (getattr(base, end) for end in ends)
+        assert (saved.lo, saved.hi) == pytest.approx((-time.hi * low, -time.lo * high))
+        assert saved.lo < saved.value < saved.hi
+        assert saved.hi - saved.lo > abs(factor - 1) * 0.9 * (base.hi - base.lo)
+
+    def test_a_saving_is_of_the_comparisons_confidence(self):
+        """The baseline's interval in it is as wide as the difference's."""
+        results = [result(name, [block(k, seconds=s + k % 2) for k in range(6)]) for name, s in (("a", 2.0), ("b", 1.0))]
+        for confidence in (0.8, 0.99):
+            found = comparison(*results, confidence=confidence)
+            base = project(results[0], planned_tokens=1e6, confidence=confidence).duration_h
+            assert found.saving("b", planned_tokens=1e6).duration_h.hi == pytest.approx(-found.time("b").lo * base.hi)
+
+    def test_a_difference_with_an_open_end(self):
+        """Bounds that reach down to nothing leave the saving's end open; of a grid that emits nothing, nothing is saved all the same."""
+        a = [replace(block(k, spread=1.0), emissions_g=0.0) for k in range(3)]
+        b = [replace(block(k, joules=5.0 + k, spread=0.1), emissions_g=0.0) for k in range(3)]
+        saved = comparison(result("a", a), result("b", b)).saving("b", planned_tokens=1e6)
+        assert saved.energy_kwh.lo == -math.inf
+        assert (saved.emissions_g.value, saved.emissions_g.lo, saved.emissions_g.hi) == (0, 0, 0)
+        json.dumps(plain(saved), allow_nan=False)
+
+    def test_grams_of_manufacturing_go_by_time(self):
+        """Twice as fast on the same energy: half of the grams of manufacturing are saved, and none of the operational ones."""
+        made_g = 3.0
+        blocks = [replace(block(k), emissions_g=1.0 + made_g, embodied_g=made_g) for k in range(4)]
+        half = [replace(one, duration_s=0.5, emissions_g=1.0 + made_g / 2, embodied_g=made_g / 2) for one in blocks]
+        found = comparison(result("a", blocks), result("b", half))
+        base = project(found.baseline, planned_tokens=1e6)
+        assert (base.operational_g.value, base.embodied_g.value, base.emissions_g.value) == pytest.approx((1e4, 3e4, 4e4))
+        saved = found.saving("b", planned_tokens=1e6).emissions_g
+        assert (saved.value, saved.lo, saved.hi) == pytest.approx((1.5e4, 1.5e4, 1.5e4))
+        assert project(found.result("b"), planned_tokens=1e6).emissions_g.value == pytest.approx(4e4 - 1.5e4)
+
+    def test_steps(self):
+        """Where neither tokens nor samples are counted, steps are planned: the variant's own, and a saving of the baseline's."""
+        a = [block(k, tokens=None) for k in range(4)]
+        b = [block(k, tokens=None, joules=50.0, seconds=2.0) for k in range(4)]
+        found = comparison(result("a", a), result("b", b))
+        plan = project(found.baseline, planned_steps=36_000)
+        assert (plan.unit, plan.planned) == ("steps", 36_000)
+        assert plan.duration_h.value == pytest.approx(1.0)
+        saved = found.saving("b", planned_steps=36_000)
+        assert (saved.unit, saved.duration_h.value) == ("steps", pytest.approx(-1.0))
+        assert saved.energy_kwh.value == pytest.approx(plan.energy_kwh.value / 2)
 
     @pytest.mark.parametrize(
         "plan", [{}, {"planned_tokens": 0}, {"planned_tokens": math.inf}, {"planned_tokens": 1, "planned_samples": 1}]

@@ -262,14 +262,13 @@ def test_the_formulas_are_those_of_statistics(tab: Tab) -> None:
     assert tab.run_js("return x.map(([p, dof]) => stats.tQuantile(p, dof));", asked) == pytest.approx(
         [t_quantile(*one) for one in asked], rel=1e-9
     )
-    a, b, errors = (
-        {"gpu0": 300.0, "cpu": 90.0, "dram": 20.0},
-        {"gpu0": 200.0, "cpu": 95.0, "dram": 20.0},
-        {"gpu0": 0.05, "cpu": 0.1, "dram": 0.2},
-    )
-    assert tab.run_js("return stats.gainRange(x);", [[a[k], b[k], errors[k]] for k in a]) == pytest.approx(
-        gain_range(a, b, errors)
-    )
+    a, b = {"gpu0": 300.0, "cpu": 90.0, "dram": 20.0}, {"gpu0": 200.0, "cpu": 95.0, "dram": 20.0}
+    for stated in ((0.05, 0.1, 0.2), (0.05, None, None), (None, None, None)):
+        errors = dict(zip(a, stated, strict=True))
+        wanted = gain_range(a, b, errors)
+        own = tab.run_js("return stats.gainRange(x);", [[a[k], b[k], errors[k]] for k in a])
+        assert own == (None if wanted is None else pytest.approx(wanted))
+        assert (wanted is None) == (not any(stated))
 
 
 def compared(n_pairs: int, **more: Any) -> tuple[Comparison, dict[str, dict[str, Any]]]:
@@ -297,7 +296,7 @@ def compared(n_pairs: int, **more: Any) -> tuple[Comparison, dict[str, dict[str,
                     tokens=4 * TOKENS,
                     samples=None,
                     loss=more.get("loss", {}).get(name, 3.0),
-                    domains_j={"gpu0": energy_j * 0.8, "cpu": energy_j * (0.2 + 0.01 * place)},
+                    domains_j={"gpu0": energy_j * 0.8, "cpu": energy_j * (0.15 + 0.01 * place), "dram": energy_j * 0.05},
                 )
             )
         results.append(VariantResult(parse_variant(name), tuple(blocks), manifest=replace(MANIFEST, domains=SENSORS), ran=name))
@@ -315,7 +314,8 @@ def compared(n_pairs: int, **more: Any) -> tuple[Comparison, dict[str, dict[str,
 
 
 SENSORS = tuple(
-    replace(MANIFEST.domains[0], name=name, device=name, gain_error=error) for name, error in (("gpu0", 0.05), ("cpu", 0.02))
+    replace(MANIFEST.domains[0], name=name, device=name, gain_error=error)
+    for name, error in (("gpu0", 0.05), ("cpu", 0.02), ("dram", None))
 )
 
 
@@ -449,7 +449,7 @@ def test_the_numbers_origin_is_told(tab: Tab) -> None:
     assert "60 typical; no step excluded" in told["fp32"]
 
 
-def test_a_plan_is_projected(tab: Tab, sinks: dict[str, MemorySink]) -> None:
+def test_a_plan_is_projected(tab: Tab, sinks: dict[str, MemorySink], log_dir: Path) -> None:
     """kWh, gCO2e, hours and money of a planned run are the run's rates times the plan, on the grid, PUE and price that were set."""
     tab.open(".projection tbody tr", view="savings", plan="1e12", region="US-CA", pue="1.5", price="0.2", runs="fp32,bf16")
     grid = resolve("US-CA").at(0).g_per_kwh
@@ -468,6 +468,10 @@ def test_a_plan_is_projected(tab: Tab, sinks: dict[str, MemorySink]) -> None:
     (card,) = tab.texts(".findings .card")
     assert re.match(r"bf16\n+Would save, against fp32", card)
     assert "money" in card
+    saved = compare_runs([log_dir / "fp32", log_dir / "bf16"]).saving("bf16", planned_tokens=1e12)
+    assert saved is not None
+    ends = [float(end.replace(",", "")) for end in re.findall(r"[\d,]+", card.partition("time")[2])[1:]]
+    assert ends == pytest.approx([saved.duration_h.lo, saved.duration_h.hi], rel=6e-3)  # the baseline's interval is in them
 
 
 def test_sliders_move_the_projection_and_the_address(tab: Tab) -> None:

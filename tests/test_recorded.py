@@ -333,6 +333,32 @@ def test_other_nodes_have_other_sensors(base, copy, tmp_path):
     assert not apart.distinguishable
 
 
+def test_a_gain_error_counts_beside_a_sensor_that_states_none(base, copy, tmp_path):
+    """On one node, and on two: what is stated counts, and the other sensor is taken at face value."""
+
+    def with_host(folder, share, node, label):
+        file, lines = lines_of(folder)
+        for line in lines:
+            for domain in line.get("domains", []):
+                if line["type"] == "record":
+                    host = domain | {
+                        "name": "cpu",
+                        **{key: domain[key] * (1 - share) for key in domain if key.startswith("energy")},
+                    }
+                    line["domains"] = [domain | {key: domain[key] * share for key in domain if key.startswith("energy")}, host]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (gpu,) = lines[0]["domains"]
+        domains = [gpu | {"gain_error": 0.05}, gpu | {"name": "cpu", "gain_error": None}]
+        return edited(folder, domains=domains, job={"node": node}, label=label)
+
+    first = with_host(Path(shutil.copytree(base[0], tmp_path / "first")), 0.9, "n1", "first")
+    same = compare_runs([first, with_host(copy, 0.5, "n1", "other")]).energy("other")
+    shifts = [(0.5 * gain + 0.5) / (0.9 * gain + 0.1) for gain in (1.05, 0.95)]
+    assert (same.gain_lo, same.gain_hi) == pytest.approx([(1 + same.estimate) * shift - 1 for shift in shifts])
+    apart = compare_runs([first, edited(copy, job={"node": "n2"})]).energy("other")
+    assert (apart.gain_lo, apart.gain_hi) == pytest.approx([(1 + apart.estimate) * x - 1 for x in (0.95 / 1.05, 1.05 / 0.95)])
+
+
 def test_runs_of_one_name_are_told_apart(base, copy):
     """By their folders."""
     names = [result.name for result in compare_runs([base[0], copy]).results]

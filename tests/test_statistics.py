@@ -198,15 +198,22 @@ class TestGain:
     @pytest.mark.parametrize(
         ("a", "b", "errors"),
         [
-            ({"x": 1.0, "y": 1.0}, {"x": 1.0, "y": 1.0}, {"x": 0.1, "y": None}),
+            ({"x": 1.0, "y": 1.0}, {"x": 1.0, "y": 1.0}, {"x": None, "y": None}),
             ({"x": 1.0}, {"y": 1.0}, {"x": 0.1}),
             ({}, {}, {}),
             ({"x": 0.0}, {"x": 1.0}, {"x": 0.1}),
         ],
     )
     def test_unknown(self, a, b, errors):
-        """Where one of several states no error, or joules are missing, nothing is known."""
+        """Where none of several states an error, or joules are missing, nothing is known."""
         assert gain_range(a, b, errors) is None
+
+    def test_stated_by_some(self):
+        """A sensor that states no error is taken as it is: 100 J + 100 J against 50 J + 100 J, the first alone off by 10 %."""
+        a, b = {"gpu0": 100.0, "cpu": 100.0}, {"gpu0": 50.0, "cpu": 100.0}
+        for silent in ({"cpu": None}, {}):
+            low, high = gain_range(a, b, {"gpu0": 0.1, **silent})
+            assert (low * 0.75, high * 0.75) == pytest.approx((155 / 210, 145 / 190))
 
     def test_counts_in_the_verdict(self):
         """A difference that unlike gain errors could make up is none."""
@@ -251,6 +258,27 @@ class TestCorrections:
         assert pairs_needed(2 * scatter, difference, power=power) >= n
         assert pairs_needed(scatter, difference / 2, power=power) >= n
         assert pairs_needed(scatter, difference, power=power, n_compared=3, looking=True) >= n
+
+    def test_blocks_needed(self):
+        """Of the scatter of logarithms of single pairs; only where it is the scatter that hides a difference."""
+        a, b = [1.0] * 6, [1.01, 0.99, 1.02, 0.98, 1.0, 1.001]
+        found = paired_difference(a, b, n_compared=2)
+        scatter = float(np.std(np.log(b), ddof=1))
+        assert found.scatter == pytest.approx(scatter)
+        assert found.blocks_needed(0.02) == pairs_needed(scatter, math.log(1.02), n_compared=2)
+        assert found.blocks_needed(0.01) > found.blocks_needed(0.02)
+        assert paired_difference(a, [2 * x for x in b]).blocks_needed(0.01) is None
+        assert paired_difference(a, [2 * x for x in b], gain=(0.1, 10)).blocks_needed(0.01) is None
+        assert paired_difference([1.0], [1.1]).blocks_needed(0.01) is None
+        assert unpaired_difference(a, b).blocks_needed(0.01) is None
+
+    def test_blocks_needed_of_alike_neighbours(self):
+        """Where neighbours are alike beyond chance, as many more as there are fewer independent ones among them."""
+        smooth = [math.exp(0.01 * math.sin(k / 4)) for k in range(26)]
+        found = paired_difference([1.0] * 26, smooth)
+        plain = float(np.std(np.log(smooth), ddof=1))
+        assert found.n_effective < 8
+        assert found.scatter == pytest.approx(plain * math.sqrt(26 / found.n_effective))
 
     @pytest.mark.parametrize("bad", [(0, 0.1, 0.9), (0.1, 0, 0.9), (0.1, math.inf, 0.9), (0.1, 0.1, 1.0), (math.nan, 0.1, 0.9)])
     def test_pairs_needed_nonsense(self, bad):

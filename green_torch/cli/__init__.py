@@ -93,7 +93,8 @@ def _compare(
     budget: Annotated[
         str | None,
         typer.Option(
-            help='Time or energy for the blocks, with its unit: "90s", "5m", "20kJ", "0.05kWh". Set-up (loading, warming up) is not in it.'
+            help='Time or energy for the blocks, with its unit: "90s", "5m", "20kJ", "0.05kWh". Set-up (loading, warming up) is not in it. An '
+            "energy ends what 8 blocks or 40 seconds have not ended before: --blocks and --steps lift these."
         ),
     ] = None,
     largest_batch: Annotated[
@@ -139,7 +140,6 @@ def _compare(
         seed=seed,
         force=force,
         plan=parse_plan(tokens=tokens, samples=samples, steps=planned_steps, price=price, regions=regions),
-        planned_steps=planned_steps,
         options={key: value for key, value in asked.items() if value is not None},
     )
     if as_json:

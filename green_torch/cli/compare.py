@@ -21,7 +21,7 @@ from rich.text import Text
 
 import green_torch
 from green_torch import experiment
-from green_torch.cli.comparison import Compared, Plan, comparison_parts, findings, plan_of_steps
+from green_torch.cli.comparison import Compared, Plan, comparison_parts, findings, in_counted_work
 from green_torch.cli.options import options_named
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.experiment.elsewhere import grids
@@ -30,7 +30,7 @@ from green_torch.sinks.codec import plain
 from green_torch.units import S_PER_HOUR, kwh_to_joules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -40,6 +40,7 @@ _CPU_SIZE = "10M"
 # What lies behind at each stage, in blocks' time; above 0 at first, since that is where the pace counts from.
 _AHEAD = {"starting": 0.1, "warming up": 3, "measuring": 5}
 _WHOLE_RUN_S = 3600.0
+_MOST_PLANNED = 1e30  # of anything: what is made of more may be no number, and a plan is refused before anything is measured
 _BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)")
 _SECONDS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": S_PER_HOUR}
 _BYTES = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
@@ -50,6 +51,7 @@ _OPTIONS = {  # how this command says what the library's messages call by its ar
     r"\b(blocks|until|region)=": r"--\1 ",
     r"\blog_dir=": "--log-dir ",
 }
+_MEASURING = {"steps_per_block": "--steps", "budget_s": "--budget", "budget_j": "--budget"}  # the others are called as they are
 _JOULES = {"j": 1.0, "kj": 1e3, "mj": 1e6, "wh": kwh_to_joules(1e-3), "kwh": kwh_to_joules(1.0)}
 
 
@@ -118,8 +120,8 @@ def parse_plan(
     if len(given) > 1:
         raise ArgumentError(f"{' and '.join(given)}: plan one amount of work")
     for key, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ArgumentError(f"{key} {value:g}: give a positive number")
+        if not 0 < value <= _MOST_PLANNED:
+            raise ArgumentError(f"{key} {value:g}: give a positive number, up to {_MOST_PLANNED:g}")
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise ArgumentError(f"--price {price:g}: give money per kWh, 0 or more")
     if not given and (price is not None or regions):
@@ -127,7 +129,7 @@ def parse_plan(
             "--price and --regions are about a planned run: say how long, such as --tokens 10e9 or --planned-steps 100000"
         )
     found = grids(_listed(regions)) if regions else ()
-    return Plan(tokens, samples, price, found) if given else None
+    return Plan(tokens, samples, price, found, steps) if given else None
 
 
 def parse_share(text: str) -> float:
@@ -225,7 +227,6 @@ def compare(
     seed: int = 0,
     force: bool = False,
     plan: Plan | None = None,
-    planned_steps: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> Found:
     """Compares what the targets name: runs on disk (two directories or more), or variants of a ``module:build`` (none: the built-in GPT).
@@ -241,8 +242,9 @@ def compare(
             raise ArgumentError(
                 f"{' '.join(targets)}: give one module:build, or two directories of runs or more, such as runs/a runs/b"
             )
-        if variants:
-            raise ArgumentError(f"--variants {variants} are of a training; {' '.join(targets)} are runs that are over")
+        _check_over(
+            targets, {"variants": variants, "size": size != "auto", "log_dir": log_dir, "seed": seed, **(options or {})}
+        )
         found, where = compare_runs(folders, force=force, region=region), None
     elif len(targets) > 1 or force:
         raise ArgumentError(
@@ -260,9 +262,21 @@ def compare(
                 seed=seed,
                 **options or {},
             )
-    if planned_steps is not None and plan is not None:
-        plan = plan_of_steps(found, planned_steps, plan) if found.baseline.blocks else None
-    return Found(found, plan, where, None if folders else seed)
+    return Found(found, None if plan is None else in_counted_work(found, plan), where, None if folders else seed)
+
+
+def _check_over(targets: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuses what is about measuring where runs are over.
+
+    Raises:
+        ArgumentError: some of it was given.
+    """
+    refused = dict.fromkeys(_MEASURING.get(key, f"--{key.replace('_', '-')}") for key, value in given.items() if value)
+    if refused:
+        raise ArgumentError(
+            f"{', '.join(refused)}: of a training that is measured now; {' '.join(targets)} are runs that are over: leave "
+            f"{'it' if len(refused) == 1 else 'them'} out"
+        )
 
 
 def measure(
@@ -366,18 +380,22 @@ def as_json(found: Found, schema: str = SCHEMA) -> dict[str, Any]:
 
 
 def _planned(comparison: Compared, plan: Plan) -> dict[str, Any]:
-    """A planned run under each variant, what each saves, its money, and its grams on other grids."""
+    """A planned run under each variant, what each saves or why nothing is told, its money, and its grams on other grids."""
     ran = [result for result in comparison.results if result.blocks]
     projections = {result.name: plan.project(result, comparison.confidence) for result in ran}
-    savings = {result.name: plan.saving(comparison, result.name) for result in ran if result is not comparison.baseline}
+    others = [result.name for result in ran if result is not comparison.baseline]
+    savings = {name: plan.saving(comparison, name) for name in others}
+    unsaved = {name: plan.unsaved(comparison, name) for name in others}
     costs = {name: plan.cost(one) for name, one in projections.items() if one is not None}
     saved = {name: plan.cost(one) for name, one in savings.items() if one is not None}
     return {
         "planned_tokens": plan.tokens,
         "planned_samples": plan.samples,
+        "planned_steps": plan.steps,
         "price_per_kwh": plan.price_per_kwh,
         "projections": {name: plain(one) for name, one in projections.items()},
         "savings": {name: plain(one) for name, one in savings.items() if one is not None},
+        "no_saving": {name: why for name, why in unsaved.items() if why},
         "costs": {name: plain(one) for name, one in costs.items()},
         "costs_saved": {name: plain(one) for name, one in saved.items()},
         "elsewhere": [
@@ -387,6 +405,11 @@ def _planned(comparison: Compared, plan: Plan) -> dict[str, Any]:
                 "emissions_g": {
                     name: plain(grid.emissions_g(one.energy_kwh))
                     for name, one in projections.items()
+                    if one is not None and one.energy_kwh is not None
+                },
+                "emissions_saved_g": {
+                    name: plain(grid.emissions_g(one.energy_kwh))
+                    for name, one in savings.items()
                     if one is not None and one.energy_kwh is not None
                 },
             }

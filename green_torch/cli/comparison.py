@@ -7,7 +7,7 @@ modelled, energy follows from time, and time is the headline.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -28,10 +28,10 @@ from green_torch.cli.console import (
     sensor_note,
     table,
 )
-from green_torch.errors import ArgumentError
 from green_torch.experiment import Comparison, Projection, Range, Saving, VariantResult, project
 from green_torch.experiment.elsewhere import Grid
 from green_torch.experiment.recorded import RecordedComparison
+from green_torch.experiment.results import FINDABLE
 from green_torch.units import grams, si
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from green_torch.records import DevicePeak
+    from green_torch.records import DevicePeak, Domain
     from green_torch.statistics import Difference
 
 Compared = Comparison | RecordedComparison
@@ -54,28 +54,48 @@ _STOPPED = {
     "budget_j": "The energy was spent",
 }
 _SAME_PEAK = 0.02  # relative: measured twice, one peak comes out as two numbers
+_COUNTED = 1000  # blocks: more are told to three digits
 _WIDE = 12  # letters of a name, beyond which it takes a line for each option
 _FEW = 3  # variants, so that a column more still fits a terminal
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A planned run: how many tokens or samples, the price of a kWh of facility energy, and other grids to think it on."""
+    """A planned run: how many tokens, samples or steps, the price of a kWh of facility energy, and other grids to think it on."""
 
     tokens: float | None = None
     samples: float | None = None
     price_per_kwh: float | None = None
     elsewhere: tuple[Grid, ...] = ()
+    steps: float | None = None
+
+    @property
+    def amount(self) -> tuple[float, str]:
+        """How much of what."""
+        for amount, unit in ((self.tokens, "tokens"), (self.samples, "samples"), (self.steps, "steps")):
+            if amount is not None:
+                return amount, unit
+        raise AssertionError("a plan has an amount")
 
     def project(self, result: VariantResult, confidence: float) -> Projection | None:
         """What the run takes under a variant."""
-        return project(result, planned_tokens=self.tokens, planned_samples=self.samples, confidence=confidence)
+        amount, unit = self.amount
+        return project(result, **{f"planned_{unit}": amount}, confidence=confidence)
 
     def saving(self, comparison: Compared, name: str) -> Saving | None:
         """What it saves with a variant in place of the baseline; ``None`` where that is not known, or not the same training."""
-        if comparison.departure(name):
-            return None
-        return comparison.saving(name, planned_tokens=self.tokens, planned_samples=self.samples)
+        amount, unit = self.amount
+        return None if comparison.departure(name) else comparison.saving(name, **{f"planned_{unit}": amount})
+
+    def unsaved(self, comparison: Compared, name: str) -> str:
+        """Why :meth:`saving` gives none for a variant; empty where it gives one."""
+        if self.saving(comparison, name) is not None:
+            return ""
+        if departure := comparison.departure(name):
+            return departure
+        if self.project(comparison.baseline, comparison.confidence) is None:
+            return f"no {self.amount[1]} counted"
+        return "time not compared"
 
     def cost(self, found: Projection | Saving) -> Range | None:
         """Its money, in the price's own currency."""
@@ -87,20 +107,14 @@ class Plan:
         return Range(energy.value * price, lo, hi)
 
 
-def plan_of_steps(comparison: Compared, steps: float, plan: Plan) -> Plan:
-    """The plan in the unit that the baseline's steps were counted in: so many of its steps.
-
-    Raises:
-        ArgumentError: neither tokens nor samples were counted.
-    """
+def in_counted_work(comparison: Compared, plan: Plan) -> Plan:
+    """A plan of steps as the tokens or samples that so many of the baseline's steps hold; where neither is counted, steps stay steps."""
     blocks = comparison.baseline.blocks
     for unit in ("tokens", "samples"):
-        if blocks and all(getattr(block, unit) for block in blocks):
+        if plan.steps is not None and blocks and all(getattr(block, unit) for block in blocks):
             each = sum(getattr(block, unit) for block in blocks) / sum(block.n_steps for block in blocks)
-            return Plan(**{unit: each * steps}, price_per_kwh=plan.price_per_kwh, elsewhere=plan.elsewhere)
-    raise ArgumentError(
-        "--planned-steps: the baseline's steps count neither tokens nor samples, so there is no work to plan by"
-    )
+            return replace(plan, steps=None, **{unit: each * plan.steps})
+    return plan
 
 
 def comparison_parts(comparison: Compared, plan: Plan | None = None) -> Iterator[RenderableType]:
@@ -153,6 +167,8 @@ def findings(comparison: Compared) -> list[str]:
         lines.append(f"{base.name} alone was measured: there is nothing to compare it with.")
     for result in others:
         time, energy = comparison.time(result.name), comparison.energy(result.name)
+        if departure := comparison.departure(result.name):
+            lines.append(f"{result.name} is {departure}: no saving is claimed.")
         if comparison.headline == "time" or energy is None:
             lines.append(_sentence(comparison, result, time, "time"))
             lines += _why(base, result, time)
@@ -160,9 +176,6 @@ def findings(comparison: Compared) -> list[str]:
             lines.append(_sentence(comparison, result, energy, "energy"))
             if len(others) < _FEW:
                 lines.append(_sentence(comparison, result, time, "time"))
-        departure = comparison.departure(result.name)
-        if departure:
-            lines.append(f"{result.name} is {departure}: no saving is claimed.")
     if others and comparison.headline == "time":
         known = any(comparison.energy(result.name) is not None for result in others)
         lines.append("Energy follows from time: power was modelled." if known else "No energy is known here.")
@@ -185,14 +198,23 @@ def _sentence(comparison: Compared, result: VariantResult, found: Difference | N
         grounds.append(f"the meter's bounds {_interval(found.instrument_lo, found.instrument_hi, found.estimate)} {sign}")
     stated = ", ".join([*grounds, _evidence(comparison, found)])
     if not found.distinguishable:
-        return f"{name} and {base} can't be told apart here in {what} per {unit}: {found.note.partition(': ')[2]} ({stated})."
+        return f"{name} and {base} can't be told apart here in {what} per {unit}: {found.note.partition(': ')[2]} ({stated}){_needed(found)}."
     less = found.estimate < 0
     if found.estimate > _AS_RATIO:
         amount = f"{rounded(1 + found.estimate)} × the {what} per {unit} of {base}"
     else:
         amount = f"{rounded(100 * abs(found.estimate))} % {'less' if less else 'more'} {what} per {unit} than {base}"
+    if comparison.departure(name):  # the line before says that it is another training
+        return f"{name} took {amount} here all the same ({stated})."
     verdict = {"time": "is faster" if less else "is slower", "energy": "saves energy" if less else "costs energy"}[what]
     return f"{name} {verdict} here: {amount} ({stated})."
+
+
+def _needed(found: Difference) -> str:
+    """How many blocks would find a small difference; empty where it isn't the scatter that hides it."""
+    needed = [(size, n) for size in FINDABLE if (n := found.blocks_needed(size)) is not None]
+    told = ", ".join(f"about {n if n < _COUNTED else rounded(n)} for {100 * size:g} %" for size, n in needed)
+    return f"; blocks of each to find a difference at this noise: {told}" if told else ""
 
 
 def _evidence(comparison: Compared, found: Difference) -> str:
@@ -241,10 +263,12 @@ def figures(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
     for unit in ("samples", "tokens"):
         if all(getattr(block, unit) for block in blocks):
             energy_per = (f"Energy per {unit[:-1]}", lambda r, unit=unit: _energy_per(r, unit))  # type: ignore[misc]  # a default binds
+    by_token = any(result.tokens_per_s is not None for result in ran)
     per_block = f"{comparison.steps_per_block} steps a block" if isinstance(comparison, Comparison) else "after the warm-up"
     rows: list[tuple[str, Callable[[VariantResult], str], str]] = [
         ("Step time", lambda r: si(r.step_time_s, "s"), "clock"),
         ("Tokens per second", lambda r: count(r.tokens_per_s), "clock"),
+        ("Samples per second", lambda r: UNKNOWN if by_token else count(r.samples_per_s), "clock"),
         (*energy_per, energy_known),
         ("Power", lambda r: si(r.power_w, "W"), energy_known),
         ("Emissions per step", lambda r: grams(r.emissions_per_step_g), "energy × grid"),
@@ -318,25 +342,23 @@ def _gain(found: Difference | None) -> str:
     if found is None or found.gain_lo is None or found.gain_hi is None:
         return "not stated"
     if math.isclose(found.gain_lo, found.gain_hi, abs_tol=1e-9):
-        return "cancels: one sensor"
+        return "cancels"
     return f"{_interval(found.gain_lo, found.gain_hi, found.estimate)} {_sign(found.estimate)}"
 
 
 def _training(comparison: Compared, other: VariantResult) -> str:
     if comparison.departure(other.name):
         return "no"
-    if isinstance(comparison, RecordedComparison):
-        checked = other.name in comparison.losses
-    else:
-        checked = all(block.loss is not None for block in other.blocks)
-    if not checked:
+    if not comparison.losses_compared(other.name):
         return "losses not compared"
     return f"loss within {100 * comparison.loss_tolerance:g} %"
 
 
 def largest(comparison: Comparison) -> Table:
-    """The largest batch of each variant that fits, and what a token costs there."""
-    made = table("largest batch", "samples", "peak memory", "of", "energy per token", "tokens per second")
+    """The largest batch of each variant that fits, and what a token costs there, or a sample where tokens are not counted."""
+    blocks = [block for one in comparison.largest if one.result is not None for block in one.result.blocks]
+    unit = "tokens" if all(block.tokens for block in blocks) else "samples"
+    made = table("largest batch", "samples", "peak memory", "of", f"energy per {unit[:-1]}", f"{unit} per second")
     for one in comparison.largest:
         result = one.result
         none = UNKNOWN if one.error else "none fits"
@@ -346,8 +368,8 @@ def largest(comparison: Comparison) -> Table:
             f"{size} ({one.error})" if one.error else size,
             mebibytes(one.peak_memory_bytes),
             f"{mebibytes(one.memory_bytes)}: {one.memory_source}",
-            UNKNOWN if result is None else _energy_per(result, "tokens"),
-            UNKNOWN if result is None else count(result.tokens_per_s),
+            UNKNOWN if result is None else _energy_per(result, unit),
+            UNKNOWN if result is None else count(result.tokens_per_s if unit == "tokens" else result.samples_per_s),
         )
     return made
 
@@ -367,11 +389,18 @@ def _energy_per(result: VariantResult, unit: str) -> str:
 
 
 def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> Iterator[RenderableType]:
-    amount, unit = (plan.tokens, "tokens") if plan.tokens is not None else (plan.samples, "samples")
+    amount, unit = plan.amount
     yield Text()
     yield Text(f"A planned run of {count(amount)} {unit} on this device:", style="bold")
-    yield planned(comparison, ran, plan)
     projected = [found for result in ran if (found := plan.project(result, comparison.confidence)) is not None]
+    uncounted: dict[str, list[str]] = {}
+    for result in ran:
+        if plan.project(result, comparison.confidence) is None:
+            uncounted.setdefault(_uncounted(result, unit), []).append(result.name)
+    yield from (Text(f"Not projected: {', '.join(names)}: {why}.", style="yellow") for why, names in uncounted.items())
+    if not projected:
+        return
+    yield planned(comparison, ran, plan)
     beyond = f"{_TOO_NOISY}: the interval goes beyond a factor of {_NOISY:g} either way"
     if any(_noisy(found.duration_h) for found in projected):
         yield Text(
@@ -386,7 +415,7 @@ def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Pla
     modelled = "; energy and emissions follow from time, since power was modelled" if comparison.headline == "time" else ""
     interval = f"{100 * comparison.confidence:g} % intervals"
     yield Text(
-        f"Projected from all blocks above, sums over sums, to this device, this model, this grid; a difference is the geometric mean over pairs of blocks; {interval}{modelled}.",
+        f"Projected from all blocks above, sums over sums, to this device, this model, this grid; a difference is the geometric mean over pairs of blocks; {interval}, a saving's of both{modelled}.",
         style="dim",
     )
     if plan.elsewhere:
@@ -398,6 +427,14 @@ def _planned_parts(comparison: Compared, ran: Sequence[VariantResult], plan: Pla
         )
         for source in dict.fromkeys(f"{grid.region}: {grid.point.source}; PUE: {grid.pue_source}" for grid in plan.elsewhere):
             yield Text(source, style="dim")
+
+
+def _uncounted(result: VariantResult, unit: str) -> str:
+    """Why a result has no projection in a unit, and how to get one."""
+    other = next((own for own in ("tokens", "samples") if all(getattr(block, own) for block in result.blocks)), None)
+    if other is None:
+        return f"no {unit} were counted: plan by --planned-steps"
+    return f"{other} were counted, not {unit}: plan by --{other} or --planned-steps"
 
 
 def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> Table:
@@ -420,31 +457,52 @@ def planned(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> T
         )
     for other in others if base is comparison.baseline else []:
         saving, whole = plan.saving(comparison, other.name), plan.project(base, comparison.confidence)
-        cells = ["not comparable"] * len(columns)
+        cells = [_no_saving(comparison, plan, other.name)] * len(columns)
         if saving is not None and whole is not None:
-            energy = saving.time if comparison.headline == "time" else saving.energy
-            judged = [saving.time if name == "Time" else energy for name, _, _ in columns]
+            judged = [saving.time if name == "Time" else _judged(comparison, saving) for name, _, _ in columns]
             cells = [saved(pick(saving), pick(whole), why, show) for why, (_, pick, show) in zip(judged, columns, strict=True)]
         made.add_section()
         made.add_row(f"{broken(other.name)}{_NEXT_LINE}in place of {base.name}", *cells)
     return made
 
 
+def _no_saving(comparison: Compared, plan: Plan, name: str) -> str:
+    """Why there is no saving, in a table's cell: the findings say it in full."""
+    return plan.unsaved(comparison, name).partition(":")[0]
+
+
+def _judged(comparison: Compared, saving: Saving) -> Difference | None:
+    """The difference that tells whether energy is saved: where power was modelled, that in time."""
+    return saving.time if comparison.headline == "time" else saving.energy
+
+
 def elsewhere(comparison: Compared, ran: Sequence[VariantResult], plan: Plan) -> Table:
-    """The planned run's emissions on other grids, those of one basis together."""
+    """The planned run's emissions on other grids, and what a variant saves there; those of one basis together."""
     energies = {
         result.name: (found.energy_kwh if (found := plan.project(result, comparison.confidence)) else None) for result in ran
     }
+    base = comparison.baseline
+    savings = {result.name: plan.saving(comparison, result.name) for result in ran if base.blocks and result is not base}
+
+    def cell(name: str, energy: Range | None, grid: Grid) -> str:
+        emitted = ranged(None if energy is None else grid.emissions_g(energy), grams)
+        if name not in savings:
+            return emitted
+        saving = savings[name]
+        if saving is None:
+            return f"{emitted}{_NEXT_LINE}{_no_saving(comparison, plan, name)}"
+        less = None if saving.energy_kwh is None else grid.emissions_g(saving.energy_kwh)
+        return f"{emitted}{_NEXT_LINE}{saved(less, energies[base.name], _judged(comparison, saving), grams)}"
+
     made = table("region", *map(broken, energies))
     for before, grid in zip((None, *plan.elsewhere), plan.elsewhere, strict=False):
         if before is not None and before.basis != grid.basis:
             made.add_section()
-        emitted = (None if energy is None else grid.emissions_g(energy) for energy in energies.values())
         year = f", {grid.point.year}" if grid.point.year else ""
         pue = f"PUE {grid.pue:g}" if grid.pue != 1.0 else "no PUE"
         made.add_row(
             f"{grid.region}{_NEXT_LINE}{rounded(grid.point.g_per_kwh)} gCO2e/kWh{year}{_NEXT_LINE}{grid.basis}, {pue}",
-            *(ranged(figure, grams) for figure in emitted),
+            *(cell(name, energy, grid) for name, energy in energies.items()),
         )
     return made
 
@@ -475,6 +533,8 @@ def saved(figure: Range | None, base: Range | None, judged: Difference | None, s
         return "no interval" if judged.lo is None else "can't be told apart"
     if base is not None and _noisy(base):
         return _TOO_NOISY
+    if figure.lo is not None and figure.hi is not None and figure.lo < 0 < figure.hi:  # grams saved by energy, spent by time
+        return "can't be told apart"
     if figure.value >= 0:
         return f"saves {bounded(figure.value, figure.lo, figure.hi, show, between=_NEXT_LINE)}"
     lo, hi = (None, None) if figure.lo is None or figure.hi is None else (-figure.hi, -figure.lo)
@@ -522,6 +582,14 @@ def _signed(relative: float) -> str:
 # ── grounds ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _face_value(domains: Sequence[Domain]) -> str:
+    """Which joules a difference takes as they are where others have a gain error; empty where none does."""
+    silent = [domain.name for domain in domains if domain.gain_error is None]
+    if not silent or len(silent) == len(domains):
+        return ""
+    return f"No gain error is stated for {', '.join(silent)}: taken at face value."
+
+
 def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
     """What the figures rest on: device, model, how energy is known, the peaks behind MFU, the grid."""
     made = Table.grid(padding=(0, 2))
@@ -547,7 +615,7 @@ def _grounds(comparison: Compared, ran: Sequence[VariantResult]) -> Table:
         rows.append((f"energy, {domain.name}", f"{domain.method}: {domain.source}{bounds}{shared}"))
     if not manifest.domains:
         rows.append(("energy", "nothing measures it: " + "; ".join(manifest.missing)))
-    rows += [("", note) for note in (sensor_note(manifest.domains),) if note]
+    rows += [("", note) for note in (sensor_note(manifest.domains), _face_value(manifest.domains)) if note]
     rows += [
         (f"peak, {peak.dtype}", f"{si(peak.flop_per_s, 'FLOP/s')}, {peak.basis}: {peak.source} ({', '.join(names)})")
         for peak, names in peaks.items()

@@ -1,4 +1,4 @@
-"""What the same joules would emit on other grids: a planned run's energy times each region's PUE and grid intensity.
+"""What the same joules would emit, and those saved would spare, on other grids: energy times each region's PUE and grid intensity.
 
 Operational emissions only, from yearly means; the joules are those measured here, so the other region is thought to have this device.
 """
@@ -34,7 +34,7 @@ class Grid:
         return f"{self.point.basis} {'average' if self.point.average else 'marginal'}"
 
     def emissions_g(self, energy_kwh: Range) -> Range:
-        """gCO2e of so much IT energy there."""
+        """gCO2e of so much IT energy there, used or saved (below zero: costs more)."""
         value, lo, hi = (
             None if end is None else operational_g(kwh_to_joules(end), self.pue, self.point.g_per_kwh)
             for end in (energy_kwh.value, energy_kwh.lo, energy_kwh.hi)

@@ -24,6 +24,7 @@ from green_torch.experiment.results import (
     Comparison,
     Saving,
     VariantResult,
+    for_json,
     project,
     saving_of,
     whole_sum,
@@ -99,11 +100,28 @@ class RecordedComparison:
         """As :meth:`Comparison.notes`: records tell nothing of the kind."""
         return self.result(name).warnings
 
-    def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
+    def losses_compared(self, name: str) -> bool:
+        """As :meth:`Comparison.losses_compared`."""
+        return name in self.losses
+
+    def saving(
+        self,
+        name: str,
+        *,
+        planned_tokens: float | None = None,
+        planned_samples: float | None = None,
+        planned_steps: float | None = None,
+    ) -> Saving | None:
         """As :meth:`Comparison.saving`."""
         if self.departure(name):
             return None
-        base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
+        base = project(
+            self.baseline,
+            planned_tokens=planned_tokens,
+            planned_samples=planned_samples,
+            planned_steps=planned_steps,
+            confidence=self.confidence,
+        )
         return saving_of(name, base, self.time(name), self.energy(name))
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,8 +139,8 @@ class RecordedComparison:
             "results": results,
             "differences": {
                 result.name: {
-                    "time": plain(self.time(result.name)),
-                    "energy": plain(self.energy(result.name)),
+                    "time": for_json(self.time(result.name), self.departure(result.name)),
+                    "energy": for_json(self.energy(result.name), self.departure(result.name)),
                     "departure": self.departure(result.name),
                     "losses": plain(self.losses[result.name]) if result.name in self.losses else None,
                 }
@@ -466,16 +484,18 @@ def _whole(run: _Run, unit: str) -> Bounds | None:
 
 
 def _gain(base: _Run, run: _Run) -> Bounds | None:
-    """The factors that the sensors' gain errors may have put on the ratio of two runs' joules; ``None`` where they are not stated.
+    """The factors that the sensors' gain errors may have put on the ratio of two runs' joules; ``None`` where none is stated.
 
     The same sensors, unless both runs tell their nodes and these differ: then no gain cancels.
     """
-    errors = {_kind(domain): domain.gain_error for run in (base, run) for domain in run.manifest.domains}
+    errors: dict[str, float] = {}
+    for domain in (*base.manifest.domains, *run.manifest.domains):
+        if domain.gain_error is not None:
+            errors[_kind(domain)] = max(domain.gain_error, errors.get(_kind(domain), 0.0))
     nodes = [own.manifest.job.get("node") for own in (base, run)]
     if all(nodes) and nodes[0] != nodes[1]:
-        known = [error for error in errors.values() if error is not None]
-        worst = max(known, default=1.0)
-        return None if len(known) < len(errors) or worst >= 1 else ((1 - worst) / (1 + worst), (1 + worst) / (1 - worst))
+        worst = max(errors.values(), default=1.0)
+        return None if worst >= 1 else ((1 - worst) / (1 + worst), (1 + worst) / (1 - worst))
     return gain_range(_by_sensor(base.records()), _by_sensor(run.records()), errors)
 
 

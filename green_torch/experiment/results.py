@@ -23,6 +23,7 @@ HOTTER_C = (
     5.0  # a variant this much hotter than the baseline, block for block, is said to be: leakage costs watts, and clocks drop
 )
 LOSS_TOLERANCE = 0.02  # relative: losses further apart are not of the same training
+FINDABLE = (0.02, 0.01)  # relative differences: how many blocks would find them is told where none was found
 NOT_FIT = "does not fit in memory"  # what the error of a variant that ran out of memory begins with
 
 
@@ -30,6 +31,7 @@ NOT_FIT = "does not fit in memory"  # what the error of a variant that ran out o
 class Block:
     """Consecutive steps of one variant: sums over them, ``loss`` their mean. ``position`` is its place in the round.
 
+    ``emissions_g`` are operational grams and, where they are counted, those of manufacturing: these are ``embodied_g``, ``None`` where not.
     ``capacity_flops`` is the peak times the duration: what the device could have done. ``loss`` is ``None`` where the user's own step gives
     none. ``domains_j`` are the joules of each device. ``temperature_c`` is the highest seen, ``sm_clock_mhz`` the mean, and ``throttled``
     what held the clock back at any look, on any NVIDIA GPU in use; ``memory_traffic_bytes`` went between these and their memories;
@@ -58,6 +60,14 @@ class Block:
     throttled: tuple[str, ...] = ()
     n_skipped: int | None = 0
     memory_traffic_bytes: float | None = None
+    embodied_g: float | None = None
+
+    @property
+    def operational_g(self) -> float | None:
+        """gCO2e of its energy alone; ``None`` where energy or grid is not known."""
+        if self.energy_j is None or self.emissions_g is None:
+            return None
+        return max(0.0, self.emissions_g - (self.embodied_g or 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +176,11 @@ class VariantResult:
         return self._typical("tokens", "duration_s")
 
     @property
+    def samples_per_s(self) -> float | None:
+        """Samples a second."""
+        return self._typical("samples", "duration_s")
+
+    @property
     def model_flop_per_s(self) -> float | None:
         """Model FLOP/s."""
         return self._typical("model_flops", "duration_s")
@@ -208,9 +223,9 @@ class VariantResult:
         """For JSON: every number by its name, unknown ones as ``None``."""
         names = (
             "n_steps", "duration_s", "step_time_s", "energy_per_step_j", "energy_per_token_j", "energy_per_sample_j",
-            "emissions_per_step_g", "power_w", "tokens_per_s", "model_flop_per_s", "mfu", "hfu", "final_loss", "peak_memory_bytes",
-            "error", "threads", "log_dir", "kernels", "ran", "applied_by_user", "n_skipped", "fits", "temperature_c", "sm_clock_mhz",
-            "throttled", "memory_traffic_per_step_bytes",
+            "emissions_per_step_g", "power_w", "tokens_per_s", "samples_per_s", "model_flop_per_s", "mfu", "hfu", "final_loss",
+            "peak_memory_bytes", "error", "threads", "log_dir", "kernels", "ran", "applied_by_user", "n_skipped", "fits",
+            "temperature_c", "sm_clock_mhz", "throttled", "memory_traffic_per_step_bytes",
         )  # fmt: skip
         manifest = self.manifest
         figures: dict[str, Any] = _finite(
@@ -354,20 +369,23 @@ class Comparison:
         says so.
         """
         pairs = _paired(self.baseline, self.result(name))
-        losses = [(a.loss, b.loss) for a, b in pairs]
-        if any(loss is not None and not math.isfinite(loss) for pair in losses for loss in pair):
+        if any(block.loss is not None and not math.isfinite(block.loss) for pair in pairs for block in pair):
             return "not the same training: the loss is not finite"
         if not pairs or name == self.baseline.name:
             return ""
         if any((a.tokens, a.samples) != (b.tokens, b.samples) for a, b in pairs[-1:]):
             return "not the same training: the batch size differs"
-        known = [(a, b) for a, b in losses[len(losses) // 2 :] if a is not None and b is not None]
+        known = _later_losses(pairs)
         if not known:
             return ""
         base, own = (math.fsum(side) / len(known) for side in zip(*known, strict=True))
         if abs(own - base) > self.loss_tolerance * abs(base):
             return f"not the same training: loss {own:.4g} against {base:.4g}, more than {100 * self.loss_tolerance:g} % apart"
         return ""
+
+    def losses_compared(self, name: str) -> bool:
+        """Whether :meth:`departure` had losses of both to compare."""
+        return bool(_later_losses(_paired(self.baseline, self.result(name))))
 
     def same_as(self, name: str) -> str:
         """The first variant before this one that ran the very same kernels in the same precision; empty where none did.
@@ -397,28 +415,43 @@ class Comparison:
             said.append(
                 f"steps skipped by the gradient scaler: {own.n_skipped}, of which {own.n_skipped_warming} in the warm-up"
             )
-        if any(block.loss is None for block in own.blocks):
-            said.append("whether it is the same training was not checked: its step gives no loss")
+        pairs = _paired(base, own)
+        if pairs and not _later_losses(pairs):
+            whose = "its" if all(block.loss is None for _, block in pairs[len(pairs) // 2 :]) else f"{base.name}'s"
+            said.append(f"whether it is the same training was not checked: {whose} step gives no loss")
         hotter = [
-            b.temperature_c - a.temperature_c
-            for a, b in _paired(base, own)
-            if a.temperature_c is not None and b.temperature_c is not None
+            b.temperature_c - a.temperature_c for a, b in pairs if a.temperature_c is not None and b.temperature_c is not None
         ]
         if hotter and (mean := math.fsum(hotter) / len(hotter)) > HOTTER_C:
             said.append(f"ran {mean:.0f} °C hotter than {base.name} (more than {HOTTER_C:g} °C): heat costs watts of its own")
         said += [f"throttled in {n} of {len(own.blocks)} blocks: {reason}" for reason, n in own.throttled.items()]
         return tuple(said)
 
-    def saving(self, name: str, *, planned_tokens: float | None = None, planned_samples: float | None = None) -> Saving | None:
+    def saving(
+        self,
+        name: str,
+        *,
+        planned_tokens: float | None = None,
+        planned_samples: float | None = None,
+        planned_steps: float | None = None,
+    ) -> Saving | None:
         """What a planned run would save with this variant in place of the baseline; ``None`` where it isn't known or not the same training.
 
-        The baseline's projection, by its sums, times the difference, a geometric mean of ratios; low and high by the wider of the
-        difference's interval and the meter's own bounds.
+        The baseline's projection, by its sums, times the difference, a geometric mean of ratios: operational grams by the difference in
+        energy, those of manufacturing by that in time. Steps are the baseline's. Low and high are the extremes of the projection's interval
+        times the difference's, each with the meter's own bounds, and the difference's with the sensors' gain errors: they hold both
+        uncertainties, however these depend on each other.
 
         Raises:
             ArgumentError: as :func:`project`.
         """
-        base = project(self.baseline, planned_tokens=planned_tokens, planned_samples=planned_samples)
+        base = project(
+            self.baseline,
+            planned_tokens=planned_tokens,
+            planned_samples=planned_samples,
+            planned_steps=planned_steps,
+            confidence=self.confidence,
+        )
         return None if self.departure(name) else saving_of(name, base, self.time(name), self.energy(name))
 
     def to_dict(self) -> dict[str, Any]:
@@ -429,6 +462,7 @@ class Comparison:
             "headline": self.headline,
             "steps_per_block": self.steps_per_block,
             "confidence": self.confidence,
+            "loss_tolerance": self.loss_tolerance,
             "interrupted": self.interrupted,
             "until": self.until,
             "stopped": self.stopped,
@@ -438,8 +472,8 @@ class Comparison:
             "results": [result.to_dict() for result in self.results],
             "differences": {
                 name: {
-                    "time": _finite(asdict(found)) if (found := self.time(name)) else None,
-                    "energy": _finite(asdict(found)) if (found := self.energy(name)) else None,
+                    "time": for_json(self.time(name), self.departure(name)),
+                    "energy": for_json(self.energy(name), self.departure(name)),
                     "departure": self.departure(name),
                     "same_as": self.same_as(name),
                     "notes": list(self.notes(name)),
@@ -491,6 +525,18 @@ class Comparison:
         return gain_range(of_a, of_b, {domain.name: domain.gain_error for domain in manifest.domains}) if manifest else None
 
 
+def for_json(found: Difference | None, departure: str) -> dict[str, Any] | None:
+    """A difference for JSON, with what keeps it from being a saving, and how many blocks would find 2 % and 1 % where it can't be told."""
+    if found is None:
+        return None
+    needed = [{"difference": size, "n_blocks": found.blocks_needed(size)} for size in FINDABLE]
+    return {
+        **_finite(asdict(found)),
+        "departure": departure,
+        "blocks_needed": [one for one in needed if one["n_blocks"] is not None],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """A figure with its lowest and highest; these are ``None`` where one block alone was measured."""
@@ -502,7 +548,11 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What a planned run would take: hours, IT and facility kWh, gCO2e. ``None`` where not known."""
+    """What a planned run would take: hours, IT and facility kWh, gCO2e. ``None`` where not known.
+
+    ``unit`` is "tokens", "samples" or "steps". ``emissions_g`` is the sum of ``operational_g``, which follow from energy, and
+    ``embodied_g``, the share of manufacturing, which follows from time: ``None`` where it isn't counted.
+    """
 
     variant: str
     planned: float
@@ -511,6 +561,8 @@ class Projection:
     energy_kwh: Range | None
     facility_energy_kwh: Range | None
     emissions_g: Range | None
+    operational_g: Range | None = None
+    embodied_g: Range | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,25 +589,31 @@ def project(
     *,
     planned_tokens: float | None = None,
     planned_samples: float | None = None,
+    planned_steps: float | None = None,
     confidence: float = 0.95,
 ) -> Projection | None:
     """Scales what was measured, sums over sums, to a planned run on the same device; ``None`` where nothing was measured in that unit.
 
+    Steps are the variant's own, whatever they hold: plan by tokens or samples where these are counted and batch sizes differ.
     Low and high: the interval of the arithmetic mean of the blocks' rates, and for energy the meter's own bounds on top of it.
 
     Raises:
         ArgumentError: unless exactly one plan, positive and finite, is given.
     """
-    plans = {"tokens": planned_tokens, "samples": planned_samples}
+    plans = {"tokens": planned_tokens, "samples": planned_samples, "steps": planned_steps}
     given = [(unit, planned) for unit, planned in plans.items() if planned is not None]
     if len(given) != 1 or not (math.isfinite(given[0][1]) and given[0][1] > 0):
-        raise ArgumentError(f"Plan a positive number of either tokens or samples, not {plans}.")
+        raise ArgumentError(f"Plan a positive number of either tokens, samples or steps, not {plans}.")
     unit, planned = given[0]
-    duration_s = _projected(result.blocks, "duration_s", unit, planned, confidence)
+    counted = {"steps": "n_steps"}.get(unit, unit)
+
+    def projected(quantity: str) -> Range | None:
+        return _projected(result.blocks, quantity, counted, planned, confidence)
+
+    duration_s = projected("duration_s")
     if duration_s is None:
         return None
-    energy_j = _projected(result.blocks, "energy_j", unit, planned, confidence)
-    emissions_g = _projected(result.blocks, "emissions_g", unit, planned, confidence)
+    energy_j, operational_g, embodied_g = projected("energy_j"), projected("operational_g"), projected("embodied_g")
     energy_kwh = None if energy_j is None else _mapped(energy_j, joules_to_kwh)
     pue = result.manifest.pue if result.manifest else None
     return Projection(
@@ -565,7 +623,9 @@ def project(
         duration_h=_mapped(duration_s, lambda seconds: seconds / S_PER_HOUR),
         energy_kwh=energy_kwh,
         facility_energy_kwh=None if energy_kwh is None or pue is None else _mapped(energy_kwh, lambda kwh: kwh * pue),
-        emissions_g=emissions_g,
+        emissions_g=_with_embodied(operational_g, embodied_g),
+        operational_g=operational_g,
+        embodied_g=embodied_g,
     )
 
 
@@ -581,6 +641,11 @@ def _paired(a: VariantResult, b: VariantResult) -> list[tuple[Block, Block]]:
     """The blocks of the rounds that both have."""
     by_round = {block.round: block for block in b.blocks}
     return [(block, by_round[block.round]) for block in a.blocks if block.round in by_round]
+
+
+def _later_losses(pairs: Sequence[tuple[Block, Block]]) -> list[tuple[float, float]]:
+    """The losses of the later half of the pairs, where both sides give one."""
+    return [(a.loss, b.loss) for a, b in pairs[len(pairs) // 2 :] if a.loss is not None and b.loss is not None]
 
 
 def _rates(blocks: Sequence[Block], quantity: str, unit: str) -> list[float] | None:
@@ -621,7 +686,7 @@ def _projected(blocks: Sequence[Block], quantity: str, unit: str, planned: float
     lo, hi = max(0.0, interval.lo / interval.mean), interval.hi / interval.mean
     below = above = 1.0
     bounds, energy = _bounds(blocks, unit), _rates(blocks, "energy_j", unit)
-    if quantity != "duration_s" and bounds and energy and (total := math.fsum(energy)):
+    if quantity not in {"duration_s", "embodied_g"} and bounds and energy and (total := math.fsum(energy)):
         below, above = (math.fsum(side) / total for side in zip(*bounds, strict=True))
     return Range(rate * planned, lo * below * rate * planned, hi * above * rate * planned)
 
@@ -641,21 +706,39 @@ def saving_of(name: str, base: Projection | None, time: Difference | None, energ
         duration_h=duration_h,
         energy_kwh=_saved_of(base.energy_kwh, energy),
         facility_energy_kwh=_saved_of(base.facility_energy_kwh, energy),
-        emissions_g=_saved_of(base.emissions_g, energy),
+        emissions_g=_with_embodied(_saved_of(base.operational_g, energy), _saved_of(base.embodied_g, time)),
         time=time,
         energy=energy,
     )
 
 
 def _saved_of(base: Range | None, difference: Difference | None) -> Range | None:
-    """The baseline's figure times what the variant uses less of it."""
+    """The baseline's figure times what the variant uses less of it, with the extremes that the intervals of both allow."""
     if base is None or difference is None:
         return None
     d = difference
+    saved = -d.estimate * base.value
+    if d.lo is None or base.lo is None or base.hi is None:
+        return Range(saved, None, None)
     ends = [end for end in (d.lo, d.hi, d.instrument_lo, d.instrument_hi, d.gain_lo, d.gain_hi) if end is not None]
-    if difference.lo is None:
-        return Range(-difference.estimate * base.value, None, None)
-    return Range(-difference.estimate * base.value, -max(ends) * base.value, -min(ends) * base.value)
+    least, most = -max(ends), -min(ends)
+    lo = _times(least, base.lo if least >= 0 else base.hi)
+    hi = _times(most, base.hi if most >= 0 else base.lo)
+    return Range(saved, lo, hi)
+
+
+def _times(end: float, base: float) -> float:
+    """The product; of nothing it is nothing, also where the end is open."""
+    return end * base if base else 0.0
+
+
+def _with_embodied(operational: Range | None, embodied: Range | None) -> Range | None:
+    """Both together: energy and time rise and fall together, so their ends add up. Where no manufacturing is counted, the former alone."""
+    if operational is None or embodied is None:
+        return operational
+    ends = [(operational.lo, embodied.lo), (operational.hi, embodied.hi)]
+    lo, hi = (None if a is None or b is None else a + b for a, b in ends)
+    return Range(operational.value + embodied.value, lo, hi)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -477,6 +477,7 @@ def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
         energy_lo_j=total("energy_lo_j"),
         energy_hi_j=total("energy_hi_j"),
         emissions_g=total("emissions_g"),
+        embodied_g=total("embodied_g"),
         model_flops=total("model_flops"),
         hardware_flops=total("hardware_flops"),
         capacity_flops=whole_sum(_product(record.peak_flop_per_s, record.duration_s) for record in records) if whole else None,

@@ -484,8 +484,8 @@ function gains(base, run) {
   const byKind = (one) => {
     const found = new Map();
     for (const { name, energyJ, gainError } of one.domains) {
-      const [joules, error] = found.get(unnumbered(name)) ?? [0, 0];
-      found.set(unnumbered(name), [joules + (energyJ ?? NaN), gainError === null || error === null ? null : Math.max(error, gainError)]);
+      const [joules, error] = found.get(unnumbered(name)) ?? [0, null];
+      found.set(unnumbered(name), [joules + (energyJ ?? NaN), gainError === null ? error : Math.max(error ?? 0, gainError)]);
     }
     return found;
   };
@@ -493,7 +493,7 @@ function gains(base, run) {
   if (devices(base) === devices(run) && [...a.keys()].every((kind) => b.has(kind)) && a.size === b.size) {
     return gainRange([...a].map(([kind, [joules, error]]) => [joules, b.get(kind)[0], error]));
   }
-  const worst = [base, run].map((one) => Math.max(...one.domains.map((domain) => domain.gainError ?? NaN)));
+  const worst = [base, run].map((one) => Math.max(...one.domains.map((domain) => domain.gainError).filter(known)));
   return worst.every(known) ? [(1 - worst[1]) / (1 + worst[0]), (1 + worst[1]) / (1 - worst[0])] : null;
 }
 

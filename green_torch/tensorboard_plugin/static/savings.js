@@ -170,7 +170,8 @@ function saved(ctx, rows, price, unit) {
       const more = found.estimate > 0;
       const [least, most] = more ? [Math.min(...ends), Math.max(...ends)] : [-Math.max(...ends), -Math.min(...ends)];
       const signed = (value) => format(value).replace("-", "−");
-      return [h("span", {}, `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}`), ends.length ? h("small", {}, f.span(signed, least * amount, most * amount, " to ")) : null];
+      const by = (end, small, large) => end * (end >= 0 ? small : large); // the extremes that both intervals allow, as Comparison.saving
+      return [h("span", {}, `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}`), ends.length && f.known(whole[1]) ? h("small", {}, f.span(signed, by(least, whole[1], whole[2]), by(most, whole[2], whole[1]), " to ")) : null];
     };
     const departed = isPaired(ctx.base, row.run) ? departure(ctx.base, row.run) : "";
     const { refused } = energy;

@@ -206,19 +206,21 @@ export function pairedDifference(a, b, { gaps, bounds = null, gain = null, confi
 
 /**
  * By which factors the ratio of two sums over sensors may be off, each sensor being off by its own constant gain error: one sensor's
- * cancels. [[joules of a, joules of b, gain error], …]; as statistics.gain_range, null where nobody states an error.
+ * cancels, and one that states no error (null) stands at face value. [[joules of a, joules of b, gain error], …]; as statistics.gain_range,
+ * null where there are several sensors and none states an error.
  */
 export function gainRange(sensors) {
   const used = sensors.filter(([a, b]) => a || b);
   if (!used.length || used.some(([a, b]) => !(a >= 0 && b >= 0))) return null;
   if (used.length === 1) return [1, 1];
-  if (used.some(([, , error]) => !(error >= 0 && error < 1))) return null;
+  const stated = used.map(([, , error]) => error).filter((error) => error !== null);
+  if (!stated.length || !stated.every((error) => error >= 0 && error < 1)) return null;
   used.sort(([a, b], [c, d]) => (a ? b / a : Infinity) - (c ? d / c : Infinity));
   const ratio = (gains) => sum(used.map(([, b], k) => gains[k] * b)) / sum(used.map(([a], k) => gains[k] * a));
   const plain = ratio(used.map(() => 1));
   const ratios = [];
   for (let split = 0; split <= used.length; split += 1) {
-    for (const sign of [1, -1]) ratios.push(ratio(used.map(([, , error], k) => 1 + error * (k >= split ? sign : -sign))) / plain);
+    for (const sign of [1, -1]) ratios.push(ratio(used.map(([, , error], k) => 1 + (error ?? 0) * (k >= split ? sign : -sign))) / plain);
   }
   return [Math.min(...ratios), Math.max(...ratios)];
 }
