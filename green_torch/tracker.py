@@ -160,7 +160,7 @@ class Tracker:
         self._attention = attention(attention_flops)
         self._cadence = Cadence(cadence(log_every_n_steps))
         poll_interval_s = positive("poll_interval_s", poll_interval_s) or POLL_INTERVAL_S
-        self._log_dir = directory(log_dir if log_dir is not None or writer is None else writer.log_dir) if enabled else None
+        self._log_dir = self._directory(log_dir, writer) if enabled else None
         self._place = place()
         self._user_sinks = list(sinks or ())
         self._asked_to_log = log_dir is not None
@@ -537,6 +537,17 @@ class Tracker:
         """In a forked child: the run, its threads and its files are the parent's, so nothing is measured here."""
         self._idle = self._recorder.manifest
         self._enabled, self._journal = False, None
+    def _directory(self, log_dir: str | os.PathLike[str] | None, writer: SummaryWriter | None) -> Path | None:
+        """The run's directory: the writer's where none is given, if that is a local one."""
+        if log_dir is None and writer is not None and "://" in str(writer.log_dir):
+            self._warnings(
+                f"{writer.log_dir} is no local directory: the values go there by the SummaryWriter, but the run leaves no files of its own "
+                "(green/rank-00000.segment-0001.jsonl), by which green-torch report and the job's next start know it. For those, log to a "
+                "local directory"
+            )
+            return None
+        return directory(log_dir if log_dir is not None or writer is None else writer.log_dir)
+
 
     def _open(self) -> None:
         clock = self._clock
