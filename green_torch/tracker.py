@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import uuid
 from contextlib import contextmanager, suppress
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL_S = 0.01
 _PHASES = tuple(phase for phase in Phase if phase is not Phase.TRAIN)
+_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the exit codes by which shells tell what ended a command
 
 _active: Tracker | None = None  # the one that is open in this process
 
@@ -762,10 +764,16 @@ track = Tracker
 
 
 def _status_of(error: BaseException | None) -> str:
-    """How a run ended that this leaves: ``sys.exit()`` completes it, with 75 it is to be queued again, and Ctrl-C interrupts it."""
+    """How a run ended that this leaves: ``sys.exit()`` completes it, with 75 it is to be queued again; Ctrl-C and SIGTERM interrupt it.
+
+    Whether a scheduler that sent SIGTERM starts the job again, or has cancelled it, nobody tells. Lightning answers the signal with a
+    ``SystemExit`` of its own, the ``SIGTERMException``, which has no code.
+    """
     if isinstance(error, SystemExit):
         return "completed" if not error.code else "requeued" if error.code == REQUEUE else "failed"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if type(error).__name__ == "SIGTERMException" or error.code in _BY_SIGNAL:
+            return "interrupted"
 
 
 def _in_forked_child() -> None:
