@@ -337,10 +337,11 @@ def test_a_preempted_slurm_job_goes_on(tmp_path):
 
 
 class Job:
-    """A Slurm job whose fits are numbered by Lightning's logger: version_0, version_1, ..."""
+    """A Slurm job whose fits are numbered by Lightning's logger (version_0, version_1, ...) where they have no ``version``."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None = None) -> None:
         self.path = path
+        self.version = version
         self._set = monkeypatch.setenv
         self.start("4711", 0)
 
@@ -356,7 +357,8 @@ class Job:
             if name == "training_step" and not ends:
                 raise SystemExit(143)
 
-        trainer = bench.trainer(bench.monitor(), logger=bench.pl.loggers.TensorBoardLogger(self.path, name="exp"))
+        logger = bench.pl.loggers.TensorBoardLogger(self.path, name="exp", version=self.version)
+        trainer = bench.trainer(bench.monitor(), logger=logger)
         with nullcontext() if ends else pytest.raises(SystemExit):
             trainer.fit(bench.module(act=act), data(), **options)
         if ends:
@@ -380,9 +382,10 @@ def test_a_requeued_job_goes_on_in_another_directory(tmp_path, monkeypatch):
     assert third.manifest.run_id != first.manifest.run_id
 
 
-def test_a_requeued_job_with_a_checkpoint_says_nothing_false(tmp_path, monkeypatch):
+@pytest.mark.parametrize("version", [None, "run"])
+def test_a_requeued_job_with_a_checkpoint_says_nothing_false(tmp_path, monkeypatch, version):
     """The state comes after the run was opened: then steps that were done again can be told, and nothing says they can't."""
-    job = Job(tmp_path, monkeypatch)
+    job = Job(tmp_path, monkeypatch, version)
     bench = Bench(tmp_path)
     saves = bench.trainer(bench.monitor(), max_steps=3)
     saves.fit(bench.module(), data())
