@@ -6,23 +6,28 @@ A segment is one start of the process; its files are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from green_torch.errors import GreenTorchError
 from green_torch.records import Deferral, RunTotals
 from green_torch.sinks.jsonl import read_last, run_files
-from green_torch.surroundings import same_job
+from green_torch.surroundings import restarts, same_job
 from green_torch.totals import known_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
     from green_torch.records import Manifest
     from green_torch.sinks.jsonl import RunFile
+
+_VERSION = re.compile(r"version_(\d+)")  # how Lightning's loggers number the directories of their runs
+_VERSIONS = 20  # so many of them are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +130,47 @@ def _known(values: Iterable[float | None]) -> float | None:
     return reduce(known_sum, values, None)
 
 
-def last_of_job(log_dir: str | Path, manifest: Manifest) -> Manifest | None:
-    """The last run in a directory, of this rank, that an earlier start of the same job began and did not complete."""
-    for path, rank, _ in reversed(run_files(log_dir)):
-        if rank != manifest.rank:
-            continue
-        try:
-            run = read_last(path)
-        except GreenTorchError:  # this segment's own, of which nothing is written yet
-            continue
-        completed = run.summary is not None and run.summary.status == "completed"
-        return run.manifest if same_job(run.manifest.job, manifest.job) and not completed else None
-    return None
+def last_of_job(log_dir: str | Path, manifest: Manifest) -> tuple[Path, Manifest] | None:
+    """The last run, of this rank, that an earlier start of the same job began and did not complete, and the directory it lies in.
+
+    A directory that Lightning numbers is another one at each start. Where nothing lies in it yet, the 20 before it are looked at; there
+    the job must have had one run alone, since of several nobody tells which one this start is to do.
+    """
+    own = Path(log_dir)
+    last = next(_runs(own, manifest.rank), None)
+    if last is not None:
+        return (own, last.manifest) if _left_off(last, manifest) else None
+    runs: dict[str, tuple[Path, RunFile]] = {}
+    for directory in _versions_before(own):
+        for run in _runs(directory, manifest.rank):
+            if same_job(run.manifest.job, manifest.job):
+                runs.setdefault(run.manifest.run_id, (directory, run))
+    if len(runs) != 1:
+        return None
+    ((directory, last),) = runs.values()
+    return (directory, last.manifest) if _left_off(last, manifest) else None
+
+
+def _runs(log_dir: Path, rank: int) -> Iterator[RunFile]:
+    """The ends of a rank's files in a directory, the last one first; without those of which nothing can be read."""
+    for path, one, _ in reversed(run_files(log_dir)):
+        if one == rank:
+            with suppress(GreenTorchError):  # a segment of which nothing is written yet, as this start's own
+                yield read_last(path)
+
+
+def _versions_before(log_dir: Path) -> list[Path]:
+    """The directories beside a numbered one whose numbers are lower, the highest first."""
+    name = _VERSION.fullmatch(log_dir.name)
+    if name is None:
+        return []
+    numbers = {int(one[1]): path for path in log_dir.parent.glob("version_*") if (one := _VERSION.fullmatch(path.name))}
+    lower = sorted((number for number in numbers if number < int(name[1])), reverse=True)
+    return [numbers[number] for number in lower[:_VERSIONS]]
+
+
+def _left_off(run: RunFile, manifest: Manifest) -> bool:
+    """Whether an earlier start of the same job began this run and did not complete it."""
+    completed = run.summary is not None and run.summary.status == "completed"
+    earlier = restarts(run.manifest.job) < restarts(manifest.job)
+    return earlier and same_job(run.manifest.job, manifest.job) and not completed

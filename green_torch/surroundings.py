@@ -92,9 +92,15 @@ def job() -> dict[str, str]:
     return {**scheduler, **found, "node": os.environ.get("SLURMD_NODENAME") or platform.node()}
 
 
+def restarts(own: Mapping[str, str]) -> tuple[int, ...]:
+    """How often the job was requeued by Slurm, and since then its workers restarted by torchrun: more with each start."""
+    counts = (own.get(count, "").strip() for count in ("restart_count", "elastic_restart_count"))
+    return tuple(int(count) if count.isdecimal() else 0 for count in counts)
+
+
 def restarted(own: Mapping[str, str]) -> bool:
-    """Whether the job has been started before: requeued by Slurm, or its workers restarted by torchrun."""
-    return any(own.get(count, "0").strip() not in {"", "0"} for count in ("restart_count", "elastic_restart_count"))
+    """Whether the job has been started before."""
+    return any(restarts(own))
 
 
 def same_job(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

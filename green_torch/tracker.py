@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import uuid
 from contextlib import contextmanager, suppress
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL_S = 0.01
 _PHASES = tuple(phase for phase in Phase if phase is not Phase.TRAIN)
+_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the exit codes by which shells tell what ended a command
 
 _active: Tracker | None = None  # the one that is open in this process
 
@@ -141,19 +143,19 @@ class Tracker:
         self._enabled = enabled
         self._model = model
         self._writer = writer
-        self._own_writer = False
+        self._own_writer = self._looks_after = False  # whether the account is held against the grid's figures by itself
         self._warnings = Warnings()
         self._journal: Journal | None = None
         self._flops: StepFlops | None = None
         self._halts: list[Callable[[], None]] = []
         self._summary: RunSummary | None = None
         self._saved: Checkpoint | None = None  # the checkpoint that this run goes on from
+        self._earlier: Path | None = None  # where the run is that this one goes on with, since the job was started again
         self._step = -1  # the last one before the context, or in it once it is left
         self._file: Path | None = None
         self._ranks: Ranks | None = None
         self._pauses: LoopPauses | None = None
         self._account: Account | None = None
-        self._looks_after = False  # whether the account is held against the grid's figures by itself
         self._dtype: str | None = None
         self._peaks: dict[str, DevicePeak] = {}
         self._given: FlopCount | None = None
@@ -162,7 +164,7 @@ class Tracker:
         self._attention = attention(attention_flops)
         self._cadence = Cadence(cadence(log_every_n_steps))
         poll_interval_s = positive("poll_interval_s", poll_interval_s) or POLL_INTERVAL_S
-        self._log_dir = directory(log_dir if log_dir is not None or writer is None else writer.log_dir) if enabled else None
+        self._log_dir = self._directory(log_dir, writer) if enabled else None
         self._place = place()
         self._user_sinks = list(sinks or ())
         self._asked_to_log = log_dir is not None
@@ -478,20 +480,17 @@ class Tracker:
         self._carry()
 
     def _requeued(self, log_dir: Path) -> None:
-        """Goes on with the run that this job had here before it was requeued."""
-        earlier = last_of_job(log_dir, self._recorder.manifest)
-        if earlier is None:
+        """Goes on with the run that this job had before it was requeued."""
+        found = last_of_job(log_dir, self.manifest)
+        if found is None:
             return
-        self._recorder.restate(run_id=earlier.run_id)
+        self._earlier, earlier = found
+        self._recorder.restate(run_id=earlier.run_id, segment=max(self.manifest.segment, earlier.segment + 1))
         self._carry()
-        self._warnings.note(
-            f"the job was started again, and this goes on with its run {earlier.run_id}; with no state from the checkpoint "
-            "(tracker.load_state_dict) steps that were done again can't be told"
-        )
 
     def _carry(self) -> None:
         """States what earlier segments of this run used, from their files."""
-        directories = {str(self._log_dir or ""), self._saved.log_dir if self._saved else ""} - {""}
+        directories = {str(self._log_dir or ""), str(self._earlier or ""), self._saved.log_dir if self._saved else ""} - {""}
         try:
             found = carried(directories, self.manifest, own=self._file)
         except Exception as error:  # rule 9: somebody's disk
@@ -541,6 +540,17 @@ class Tracker:
         """In a forked child: the run, its threads and its files are the parent's, so nothing is measured here."""
         self._idle = self._recorder.manifest
         self._enabled, self._journal = False, None
+
+    def _directory(self, log_dir: str | os.PathLike[str] | None, writer: SummaryWriter | None) -> Path | None:
+        """The run's directory: the writer's where none is given, if that is a local one."""
+        if log_dir is None and writer is not None and "://" in str(writer.log_dir):
+            self._warnings(
+                f"{writer.log_dir} is no local directory: the values go there by the SummaryWriter, but the run leaves no files of its own "
+                "(green/rank-00000.segment-0001.jsonl), by which green-torch report and the job's next start know it. For those, log to a "
+                "local directory"
+            )
+            return None
+        return directory(log_dir if log_dir is not None or writer is None else writer.log_dir)
 
     def _open(self) -> None:
         clock = self._clock
@@ -608,6 +618,11 @@ class Tracker:
                 self._warnings(f"{name} could not be read at the end ({why}): its joules are missing from then on")
             self._recorder.conclude(deadline_ns)
             self._settle_account()
+            if self._earlier is not None and self._saved is None:  # an adapter's state may come long after the run was opened
+                self._warnings.note(
+                    f"the job was started again, and this goes on with its run {self.manifest.run_id}; with no state from the checkpoint "
+                    "(tracker.load_state_dict) steps that were done again can't be told"
+                )
             self._part(status, deadline_ns)
             self._summary = self._recorder.finish(status, lambda: self._warnings.said)
             if self._own_writer and self._writer is not None:
@@ -755,8 +770,14 @@ track = Tracker
 
 
 def _status_of(error: BaseException | None) -> str:
-    """How a run ended that this leaves: ``sys.exit()`` completes it, with 75 it is to be queued again, and Ctrl-C interrupts it."""
+    """How a run ended that this leaves: ``sys.exit()`` completes it, with 75 it is to be queued again; Ctrl-C and SIGTERM interrupt it.
+
+    Whether a scheduler that sent SIGTERM starts the job again, or has cancelled it, nobody tells. Lightning answers the signal with a
+    ``SystemExit`` of its own, the ``SIGTERMException``, which has no code.
+    """
     if isinstance(error, SystemExit):
+        if type(error).__name__ == "SIGTERMException" or error.code in _BY_SIGNAL:
+            return "interrupted"
         return "completed" if not error.code else "requeued" if error.code == REQUEUE else "failed"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 

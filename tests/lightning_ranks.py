@@ -1,11 +1,12 @@
 """A fit of two ranks on CPUs, for test_lightning_ranks.py: ``python lightning_ranks.py DIRECTORY STRATEGY [--raise RANK] [--ckpt PATH]``.
 
-Rank 0 draws 300 W, rank 1 100 W, by meters that know it exactly.
+``--only RANK``: the other one has no monitor. Rank 0 draws 300 W, rank 1 100 W, by meters that know it exactly.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,7 @@ def main(options: list[str] | None = None) -> None:
     parser.add_argument("strategy", choices=["ddp", "ddp_spawn", "fsdp"])
     parser.add_argument("--raise", dest="raising", type=int)
     parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--only", type=int)
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args(options)
     strategy = args.strategy
@@ -86,7 +88,7 @@ def main(options: list[str] | None = None) -> None:
         max_epochs=-1,
         log_every_n_steps=1,
         logger=[pl.loggers.TensorBoardLogger(args.directory, name="exp"), pl.loggers.CSVLogger(args.directory, name="csv")],
-        callbacks=[green, saves],
+        callbacks=[green, saves] if args.only in {None, int(os.environ.get("LOCAL_RANK", "0"))} else [saves],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -97,7 +99,7 @@ def main(options: list[str] | None = None) -> None:
             green.summary()
         except UsageError as error:
             sys.stdout.write(str(error))
-    elif trainer.is_global_zero:
+    elif trainer.is_global_zero and args.only != 1:
         sys.stdout.write(str(green.summary()))
 
 

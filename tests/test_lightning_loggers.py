@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from lightning.pytorch.loggers import Logger
 
@@ -105,6 +106,34 @@ def test_a_second_tensorboard_logger(bench):
         assert steps_of(events(bench.path / name), PER_STEP) == list(range(5))
     assert (bench.path / "a" / "green").exists()
     assert not (bench.path / "b" / "green").exists()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_tensorboard_logger_on_remote_storage(tmp_path, package):
+    """By way of fsspec, as on s3:// or gs://: its own writer gets every value; what there is not (our files) is said, once."""
+    bench = Bench(tmp_path / "local", package)
+    logger = bench.pl.loggers.TensorBoardLogger(f"memory://{tmp_path.name}", name="exp")
+    with pytest.warns(GreenTorchWarning, match="the values go there by the SummaryWriter, but the run leaves no files") as said:
+        bench.trainer(bench.monitor(), logger=logger).fit(bench.module(), data())
+    assert len([one for one in said if issubclass(one.category, GreenTorchWarning)]) == 1
+    assert len(bench.green.summary().warnings) == 1
+    fsspec.filesystem("memory").get(f"/{tmp_path.name}/", str(tmp_path / "copy"), recursive=True)
+    found = events(tmp_path / "copy" / "exp" / "version_0")
+    assert steps_of(found, PER_STEP) == steps_of(found, "train_loss") == list(range(5))
+    assert "green/snapshot" in found.Tags()["tensors"]
+    assert not bench.path.exists()
+
+
+def test_any_other_logger_on_remote_storage(bench):
+    """It gets the values by log_metrics; that there are no files is said."""
+
+    class Elsewhere(Remembers):
+        save_dir = "memory://elsewhere"
+
+    logger = Elsewhere()
+    with pytest.warns(GreenTorchWarning, match="no files from GreenMonitor: memory://elsewhere/remembers/one is not a local"):
+        bench.trainer(bench.monitor(), logger=logger).fit(bench.module(), data())
+    assert [row[PER_STEP] for _, row in logger.ours() if PER_STEP in row] == pytest.approx([60.0] * 5, rel=CLOSE)
 
 
 def test_any_logger_gets_the_records(bench):
@@ -216,7 +245,7 @@ def test_a_sink_that_fails_is_named(bench):
 @pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
 def test_the_progress_bar(tmp_path, package, bar, capfd):
-    """On request either bar shows power, emissions so far and at the end, and the time left."""
+    """On request either bar shows power, emissions so far and at the end, and the time left: anew once a second, at five steps in one."""
     bench = Bench(tmp_path, package)
     shown = []
 
@@ -228,7 +257,11 @@ def test_the_progress_bar(tmp_path, package, bar, capfd):
     trainer = bench.trainer(bench.monitor(progress_bar=True), Looks(), own, enable_progress_bar=True, max_steps=10)
     trainer.fit(bench.module(), data())
     assert shown[0] is None
-    assert shown[-1] == "300 W, 15.0 mgCO2e of 16.7 mgCO2e, 0:00:00 left"
+    assert list(dict.fromkeys(shown[1:])) == [
+        "300 W, 1.67 mgCO2e of 16.7 mgCO2e, 0:00:02 left",
+        "300 W, 10.0 mgCO2e of 16.7 mgCO2e, 0:00:01 left",
+    ]
+    assert trainer.progress_bar_metrics["green"] == "300 W, 16.7 mgCO2e of 16.7 mgCO2e, 0:00:00 left"
     if bar == "TQDMProgressBar":
         printed = capfd.readouterr()
         assert "green=300 W" in printed.out + printed.err
@@ -237,6 +270,13 @@ def test_the_progress_bar(tmp_path, package, bar, capfd):
 def test_no_progress_bar_metric_unless_asked_for(bench):
     """By default the bar is as Lightning makes it."""
     trainer = bench.trainer(bench.monitor())
+    trainer.fit(bench.module(), data())
+    assert "green" not in trainer.progress_bar_metrics
+
+
+def test_no_progress_bar_metric_where_no_bar_shows(bench):
+    """Where the trainer has no bar, nothing is made for it."""
+    trainer = bench.trainer(bench.monitor(progress_bar=True))
     trainer.fit(bench.module(), data())
     assert "green" not in trainer.progress_bar_metrics
 

@@ -81,6 +81,16 @@ def test_a_rank_that_raises(tmp_path):
     assert [record.step for record in ranks[1].records if record.phase == "train"] == list(range(6))
 
 
+def test_a_monitor_on_rank_zero_alone(tmp_path):
+    """It has no collective in which the other rank would be missed: the fit ends as ever, and rank zero's file is whole."""
+    options = [str(tmp_path), "ddp", "--only", "0"]
+    ended = forked_ranks("tests.lightning_ranks", options, tmp_path, TORCHELASTIC_RUN_ID="none")
+    assert [rank[0] for rank in ended] == [0, 0], ended
+    ((path, rank, _),) = run_files(tmp_path / "exp" / "version_0")
+    run = read_jsonl(path)
+    assert (rank, run.summary.status, run.summary.n_steps) == (0, "completed", STEPS)
+
+
 def test_a_sharded_fit_goes_on_from_its_checkpoint(tmp_path):
     """FSDP2, which restores after set-up, after a rank has raised: both go on in another directory, and each step is useful once."""
     for options, code in (["--raise", "1"], 1), (["--ckpt", str(tmp_path / "ckpt" / "step=4.ckpt")], 0):

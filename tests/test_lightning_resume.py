@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -227,7 +228,7 @@ def test_projections_are_of_the_whole_run(tmp_path):
 
 
 SCRIPT = """
-import sys, time, pathlib
+import os, sys, time, pathlib
 import torch
 import lightning.pytorch as pl
 from green_torch.lightning import GreenMonitor
@@ -243,7 +244,10 @@ class Module(pl.LightningModule):
         time.sleep(1.2 if step == 5 and len(sys.argv) == 3 else 0.02)  # so long that the last reading's lag is below 1 % of it
         if step == int(sys.argv[2]):
             print("there", flush=True)
-            time.sleep(60)
+            for _ in range(600):
+                if self.trainer.received_sigterm:
+                    break
+                time.sleep(0.1)
         return self.layer(batch).square().mean()
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -252,7 +256,8 @@ path = pathlib.Path(sys.argv[1])
 clock = HostClock()
 green = GreenMonitor(clock=clock, meters=[ScriptedMeter(clock, {"gpu0": 300.0})], intensity=100.0, flops_per_step=1e6)
 saves = pl.callbacks.ModelCheckpoint(path / "ckpt", filename="{step}", every_n_train_steps=3, save_top_k=-1)
-trainer = pl.Trainer(accelerator="cpu", max_steps=12, log_every_n_steps=1, logger=False, default_root_dir=path,
+logger = pl.loggers.TensorBoardLogger(path, name="exp") if "SLURM_JOB_ID" in os.environ else False
+trainer = pl.Trainer(accelerator="cpu", max_steps=12, log_every_n_steps=1, logger=logger, default_root_dir=path,
     callbacks=[green, saves], enable_progress_bar=False, enable_model_summary=False)
 loader = torch.utils.data.DataLoader(torch.randn(96, 4), batch_size=8)
 trainer.fit(Module(), loader, ckpt_path=sys.argv[3] if len(sys.argv) > 3 else None)
@@ -260,9 +265,9 @@ print(green.summary())
 """
 
 
-def process(path: Path, *args: str) -> subprocess.Popen[str]:
+def process(path: Path, *args: str, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCRIPT, str(path), *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -297,6 +302,125 @@ def test_a_process_that_is_killed_and_taken_up_by_another(tmp_path):
     resumed = read_jsonl(run_files(tmp_path)[1][0])
     assert [record.step for record in resumed.records if record.phase == "train"] == list(range(3, 12))
     assert run.useful.phase("train").n_steps == 12
+
+
+def test_a_preempted_slurm_job_goes_on(tmp_path):
+    """SIGTERM in step 7 is no completion: started again by Slurm, the same run goes on from the checkpoint at 6, and steps 6 and 7 count once."""
+    tasks = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
+    job = {"SLURM_JOB_ID": "4711", **tasks}
+    first = process(tmp_path, "7", **job)
+    assert first.stdout.readline() == "there\n"
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 0, said  # what Lightning's exit looks like from outside
+    (preempted,) = (read_jsonl(path) for path, _, _ in run_files(tmp_path / "exp" / "version_0"))
+    assert preempted.summary.status == "interrupted"
+    assert [record.step for record in preempted.records if record.phase == "train"] == list(range(8))
+
+    second = process(tmp_path, "-1", str(tmp_path / "ckpt" / "step=6.ckpt"), **job, SLURM_RESTART_COUNT="1")
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 0, said
+    (resumed,) = (read_jsonl(path) for path, _, _ in run_files(tmp_path / "exp" / "version_1"))
+    manifest = resumed.summary.manifest
+    assert (manifest.run_id, manifest.segment) == (preempted.manifest.run_id, 2)
+    assert (manifest.previous_segment, manifest.resumed_from_step) == (1, 5)
+    assert manifest.carried_energy_j == pytest.approx(preempted.summary.totals.energy_j)
+    assert resumed.summary.warnings == ()
+    (run,) = ledger.read(tmp_path).runs
+    assert run.status == "completed"
+    assert run.useful.phase("train").n_steps == 12
+    redone_j = sum(record.energy_j for record in preempted.records if record.step > 5)
+    assert run.redone.energy_j == pytest.approx(redone_j, rel=0.05)
+    assert run.redone.phase("train").n_steps == 2
+    assert run.restart.energy_j == pytest.approx(resumed.summary.totals.phase("setup").energy_j)
+    assert run.useful.energy_j == pytest.approx(run.totals.energy_j - run.redone.energy_j - run.restart.energy_j)
+
+
+class Job:
+    """A Slurm job whose fits are numbered by Lightning's logger (version_0, version_1, ...) where they have no ``version``."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None = None) -> None:
+        self.path = path
+        self.version = version
+        self._set = monkeypatch.setenv
+        self.start("4711", 0)
+
+    def start(self, job_id: str, restarts: int) -> None:
+        self._set("SLURM_JOB_ID", job_id)
+        self._set("SLURM_RESTART_COUNT", str(restarts))
+
+    def fit(self, *, ends: bool, **options):
+        """The summary of a fit, of which a preemption is the end where it does not end by itself."""
+        bench = Bench(self.path)
+
+        def act(name):
+            if name == "training_step" and not ends:
+                raise SystemExit(143)
+
+        logger = bench.pl.loggers.TensorBoardLogger(self.path, name="exp", version=self.version)
+        trainer = bench.trainer(bench.monitor(), logger=logger)
+        with nullcontext() if ends else pytest.raises(SystemExit):
+            trainer.fit(bench.module(act=act), data(), **options)
+        if ends:
+            trainer.save_checkpoint(self.path / "end.ckpt")
+        return bench.green.summary()
+
+
+def test_a_requeued_job_goes_on_in_another_directory(tmp_path, monkeypatch):
+    """Without a checkpoint, though the logger makes version_1: same run, next segment, and that nobody knows what was done again is said."""
+    job = Job(tmp_path, monkeypatch)
+    first = job.fit(ends=False)
+    job.start("4711", 1)
+    second = job.fit(ends=True)
+    assert (second.manifest.run_id, second.manifest.segment) == (first.manifest.run_id, 2)
+    assert second.manifest.carried_energy_j == pytest.approx(first.totals.energy_j)
+    assert any("steps that were done again can't be told" in warning for warning in second.warnings)
+    (run,) = ledger.read(tmp_path).runs
+    assert run.status == "completed"
+    assert run.totals.energy_j == pytest.approx(first.totals.energy_j + second.totals.energy_j)
+    third = job.fit(ends=True)  # the script's next fit
+    assert third.manifest.run_id != first.manifest.run_id
+
+
+@pytest.mark.parametrize("version", [None, "run"])
+def test_a_requeued_job_with_a_checkpoint_says_nothing_false(tmp_path, monkeypatch, version):
+    """The state comes after the run was opened: then steps that were done again can be told, and nothing says they can't."""
+    job = Job(tmp_path, monkeypatch, version)
+    bench = Bench(tmp_path)
+    saves = bench.trainer(bench.monitor(), max_steps=3)
+    saves.fit(bench.module(), data())
+    saves.save_checkpoint(tmp_path / "three.ckpt")
+    cut = job.fit(ends=False, ckpt_path=tmp_path / "three.ckpt")
+    job.start("4711", 1)
+    resumed = job.fit(ends=True, ckpt_path=tmp_path / "three.ckpt")
+    assert resumed.manifest.run_id == cut.manifest.run_id
+    assert resumed.manifest.resumed_from_step == 2
+    assert resumed.warnings == ()
+
+
+@pytest.mark.parametrize("before", ["two runs", "another job", "completed", "this start"])
+def test_a_requeued_job_takes_up_no_run_by_guess(tmp_path, monkeypatch, before):
+    """Of several runs in numbered directories nobody tells which it was; another job's, a completed one or this start's own is none."""
+    job = Job(tmp_path, monkeypatch)
+    if before == "this start":
+        job.start("4711", 1)
+    earlier = [job.fit(ends=before == "completed")]
+    if before == "two runs":
+        earlier.append(job.fit(ends=False))
+    job.start("4712" if before == "another job" else "4711", 1)
+    summary = job.fit(ends=True)
+    assert summary.manifest.run_id not in {one.manifest.run_id for one in earlier}
+    assert summary.warnings == ()
+
+
+def test_a_requeued_job_beside_others(tmp_path, monkeypatch):
+    """Fits of other jobs in the numbers between are passed over."""
+    job = Job(tmp_path, monkeypatch)
+    first = job.fit(ends=False)
+    job.start("4712", 0)
+    job.fit(ends=False)
+    job.start("4711", 1)
+    assert job.fit(ends=True).manifest.run_id == first.manifest.run_id
 
 
 def test_ctrl_c(tmp_path):

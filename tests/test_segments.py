@@ -219,6 +219,18 @@ def test_a_requeued_job_goes_on(tmp_path, monkeypatch):
     assert any("load_state_dict" in warning for warning in again.tracker.summary().warnings)
 
 
+def test_a_runs_own_start_is_no_earlier_one(tmp_path, monkeypatch):
+    """What this very start of the job has left undone in the same directory is another run, not an earlier part of this one."""
+    for name, value in {**SLURM, "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    Segment(tmp_path).run(3)
+    crash(run_file(tmp_path, 0, 1))
+    again = Segment(tmp_path)
+    again.run(3)
+    assert again.tracker.manifest.run_id != read_last(run_file(tmp_path, 0, 1)).manifest.run_id
+    assert again.tracker.summary().warnings == ()
+
+
 @pytest.mark.parametrize("change", [{"SLURM_JOB_ID": "4712"}, {"SLURM_RESTART_COUNT": "0"}, {}])
 def test_another_job_or_a_completed_run_does_not_go_on(tmp_path, monkeypatch, change):
     """Another job id, no requeue, or a run that was completed: a new run."""

@@ -41,6 +41,35 @@ class Run:
         return [record for record in self.sink.records if record.phase is Phase.TRAIN]
 
 
+class SIGTERMException(SystemExit):
+    """As Lightning raises it: an exit without a code."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SystemExit(), "completed"),
+        (SystemExit(0), "completed"),
+        (SystemExit(75), "requeued"),
+        (SystemExit(1), "failed"),
+        (SystemExit("no data"), "failed"),
+        (SystemExit(143), "interrupted"),
+        (SystemExit(130), "interrupted"),
+        (SIGTERMException(), "interrupted"),
+        (KeyboardInterrupt(), "interrupted"),
+        (ValueError(), "failed"),
+    ],
+)
+def test_what_ends_a_run_is_told(error, status):
+    """An exit is a completion without a code alone, and never where SIGTERM is behind it."""
+    run = Run()
+    with pytest.raises(type(error)), run.tracker:
+        run.steps(2, 0.2)
+        raise error
+    assert run.sink.summary.status == status
+    assert run.sink.summary.n_steps == 2
+
+
 def test_energy_of_a_step_is_the_joules_that_passed():
     """300 W for 200 ms is 60 J, and the truth lies within the bounds."""
     run = Run()

@@ -3,7 +3,7 @@
 A run is every file that bears its id: one for each rank and each start of the process. Its totals are the sums over them. *Useful*
 totals leave out what an uninterrupted run would not have done: steps that a later segment did again, and the set-up of segments that
 went on from a checkpoint. A run that failed or was killed, and was not taken up again, has no useful part; one that left to be queued
-again, or that its user interrupted, has.
+again, or that its user or scheduler interrupted, has.
 
 A segment that goes on from a checkpoint of a run that had completed is a *branch*: fine-tuning, or training on for longer. What had
 led to the completed end stays useful, steps beyond the checkpoint included, and setting up the branch is no waste. A branch that is
@@ -37,8 +37,9 @@ _QUIET_RECORDS = 10  # or so many times as long as its records or phases take, w
 class Status(StrEnum):
     """How a run, or one start of it, ended.
 
-    ``requeued``: it left to be queued again (exit code 75), so what it used is not wasted. ``interrupted``: its user ended it (Ctrl-C), and
-    may well use its checkpoint, so that is no waste either. ``superseded`` is for a start whose every step was done again by a later one.
+    ``requeued``: it left to be queued again (exit code 75), so what it used is not wasted. ``interrupted``: its user ended it (Ctrl-C), or
+    its scheduler did (SIGTERM: preempted, cancelled, out of time), and its checkpoint may well be used, so that is no waste either.
+    ``superseded`` is for a start whose every step was done again by a later one.
     """
 
     COMPLETED = "completed"

@@ -149,6 +149,11 @@ def others(trainer: Trainer) -> list[Any]:
     return [logger for logger in trainer.loggers if logger is not board]
 
 
+def shows(trainer: Trainer) -> bool:
+    """Whether there is a progress bar here: on rank zero, in a fit."""
+    return fitting(trainer) and trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
 def directory(trainer: Trainer) -> Path | None:
     """The run's directory: TensorBoard's, else the first logger's, where its checkpoints go too; ``None`` in a ``fast_dev_run``.
 

@@ -1,18 +1,23 @@
 """``GreenMonitor``: a Lightning callback that measures what ``track()`` measures, for ``lightning.pytorch`` and ``pytorch_lightning``.
 
 The callback owns a :class:`~green_torch.tracker.Tracker` from ``setup`` to ``teardown`` of each ``fit``, ``validate``, ``test`` or
-``predict`` and tells it where steps and phases begin and end. It adds no synchronisation and no collective to the training loop, and
-an error of its own switches it off with a warning.
+``predict`` and tells it where steps and phases begin and end. It adds no synchronisation and no collective, and an error of its own
+switches it off with a warning.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import math
+import sys
 import warnings
 import weakref
 from contextlib import suppress
+from datetime import timedelta
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from green_torch.adapter import OpenPhases, harmless, said_of, work_of
@@ -24,11 +29,11 @@ from green_torch.lightning.packages import Callback
 from green_torch.lightning.progress import progress
 from green_torch.records import Phase, Work
 from green_torch.tracker import POLL_INTERVAL_S, Tracker
+from green_torch.units import NS_PER_S
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from pytorch_lightning import LightningModule, Trainer
 
@@ -36,6 +41,10 @@ if TYPE_CHECKING:
     from green_torch.records import Embodied, RunSummary
 
 _AUTOCAST = {"bf16": "bfloat16", "16": "float16"}  # by the first word of Lightning's precision
+_BAR_NS = NS_PER_S  # between two texts of the progress bar: each takes a summary of the run
+_DIRECTORY_PATIENCE = timedelta(seconds=30)
+
+_setups = itertools.count()  # of monitors, in this process: the same number on every rank
 
 
 @final
@@ -48,7 +57,9 @@ class GreenMonitor(Callback):
     train steps use the device, and evaluation has time, energy and units of work alone.
 
     The state is in Lightning's checkpoints: ``trainer.fit(ckpt_path=...)`` goes on with the run that saved it, as its next segment; a
-    fit without a checkpoint is a new run, in whatever directory.
+    fit without a checkpoint is a new run, in whatever directory, unless a job that is started again had left one undone there.
+
+    Where there are several ranks, give each of them the callback: they share rank zero's directory, and rank zero has the sums.
 
     Args:
         region: as in :func:`green_torch.track`, like all that is not described here.
@@ -137,6 +148,8 @@ class GreenMonitor(Callback):
         self._trainer: Trainer | None = None  # while a run is open
         self._mailbox = loggers.Mailbox()
         self._newest: dict[str, float] = {}  # values by tag, for the progress bar
+        self._bar = False  # whether one is shown here
+        self._shown_ns: int | None = None  # when it last got a text
         self._feeds: list[loggers.LoggerFeed] = []
         self._open = self._fits = False
         self._state: dict[str, Any] = {}
@@ -172,10 +185,10 @@ class GreenMonitor(Callback):
 
     def setup(self, trainer: Trainer, *_: Any, **_named: Any) -> None:
         """Opens the run, in phase "setup"."""
-        place = _same_on_all_ranks(trainer, _directory(trainer))
+        number = next(_setups)
         try:
             self._close()  # a run that ended without telling
-            self._start(trainer, *place)
+            self._start(trainer, *(_directory(trainer, number) if self._options["enabled"] else (None, "")))
         except UsageError:
             raise
         except Exception as error:  # rule 9
@@ -193,7 +206,7 @@ class GreenMonitor(Callback):
 
     @harmless
     def on_exception(self, _trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
-        """Closes the run as failed, or as interrupted by Ctrl-C; what was measured is on disk."""
+        """Closes the run as failed, or as interrupted by Ctrl-C or SIGTERM; what was measured is on disk."""
         self._close(exception)
 
     def state_dict(self) -> dict[str, Any]:
@@ -311,28 +324,30 @@ class GreenMonitor(Callback):
         every = self._every or theirs or "auto"  # 0 is Lightning's "never"
         others = loggers.others(trainer)
         sinks: list[Sink] = [loggers.lent(sink) for sink in self._sinks]
-        if others or self._progress_bar:
-            self._mailbox, self._newest = loggers.Mailbox(), {}
+        self._bar = self._progress_bar and loggers.shows(trainer)
+        if others or self._bar:
+            self._mailbox, self._newest, self._shown_ns = loggers.Mailbox(), {}, None
             sinks.append(self._mailbox)
         options = {**self._options, "log_every_n_steps": every, "sinks": sinks}
+        writer = None
         try:
-            writer = None if problem else loggers.writer(trainer)
+            writer = loggers.writer(trainer)
             self._tracker = Tracker(writer=writer, log_dir=directory, **options).__enter__()
         except UsageError:
             raise
         except Exception as error:  # the directory is Lightning's choice, not the user's argument: measure without files
-            problem = str(error)
+            problem, writer = str(error), None
             self._tracker = Tracker(**options).__enter__()
         self._open = self._run.enabled
         if not self._open:
             return
         self._phases.enter(self._run, Phase.SETUP)
-        if problem:
+        if problem and writer is None:  # of a writer that writes elsewhere the tracker has told itself
             self._run.warn(f"no files from GreenMonitor: {problem}")
         self._trainer = trainer
         self._fits = loggers.fitting(trainer)
-        clock: Clock = self._options["clock"] or HostClock()
-        self._feeds = [loggers.LoggerFeed(logger, clock, self._run.warn) for logger in others]
+        self._clock: Clock = self._options["clock"] or HostClock()
+        self._feeds = [loggers.LoggerFeed(logger, self._clock, self._run.warn) for logger in others]
         self._unwatch = self._watch_saving(trainer)
 
     def _show(self, trainer: Trainer, *, last: bool = False) -> None:
@@ -342,9 +357,13 @@ class GreenMonitor(Callback):
             return
         for feed in self._feeds:
             feed.log(rows, self._logged_step, last=last)
-        if self._progress_bar and self._fits:
-            for row in rows:
-                self._newest |= row.values
+        if not self._bar:
+            return
+        for row in rows:
+            self._newest |= row.values
+        now_ns = self._clock.now_ns()
+        if last or self._shown_ns is None or now_ns - self._shown_ns >= _BAR_NS:
+            self._shown_ns = now_ns
             text: Any = progress(self._newest, self._run.summary().time_left_s)
             trainer.progress_bar_metrics["green"] = text  # shown as it is by either bar
 
@@ -431,23 +450,34 @@ def _close_all(sinks: Iterable[Sink]) -> None:
             sink.close()
 
 
-def _directory(trainer: Trainer) -> tuple[Path | None, str]:
-    """The run's directory, or none and why."""
-    try:
-        return loggers.directory(trainer), ""
-    except Exception as error:  # loggers may be anybody's code: rule 9
-        return None, str(error)
+def _directory(trainer: Trainer, number: int) -> tuple[Path | None, str]:
+    """The run's directory, or none and why: on every rank rank zero's, since a logger that numbers its runs gives each another one.
 
-
-def _same_on_all_ranks(trainer: Trainer, place: tuple[Path | None, str]) -> tuple[Path | None, str]:
-    """Rank zero's directory: a logger that numbers its runs gives every rank another one.
-
-    The only collective of this callback, once at ``setup`` between Lightning's own barriers, as ``ModelCheckpoint`` has one there.
+    Rank zero leaves it in the process group's store, under the number of this set-up, and goes on. The others wait for that as they
+    would at the trainer's next barrier, and no longer than 30 s: no collective, so that a rank without this callback stops nobody.
     """
+    path, problem = None, ""
+    if trainer.is_global_zero:
+        try:
+            path = loggers.directory(trainer)
+        except Exception as error:  # loggers may be anybody's code: rule 9
+            problem = str(error)
     if trainer.world_size == 1:
-        return place
-    same: tuple[Path | None, str] = trainer.strategy.broadcast(place)
-    return same
+        return path, problem
+    key = f"green_torch/directory/{number}"
+    try:
+        distributed: Any = sys.modules["torch.distributed"]
+        store = distributed.distributed_c10d._get_default_store().clone()  # noqa: SLF001 - it has no public name
+        store.set_timeout(_DIRECTORY_PATIENCE)
+        if trainer.is_global_zero:
+            store.set(key, json.dumps([path and str(path), problem]))
+        else:
+            path, problem = json.loads(store.get(key))
+    except Exception as error:  # no process group of torch's, or no such callback on rank zero
+        if not trainer.is_global_zero:
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+            problem = f"rank zero tells no directory ({why}). Give rank zero's trainer a GreenMonitor too"
+    return path and Path(path), problem
 
 
 def _loss_step(trainer: Trainer) -> int:
