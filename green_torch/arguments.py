@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import uuid
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +16,6 @@ from green_torch.meters import ONCE_PER_NODE
 from green_torch.records import Embodied, Manifest
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from green_torch.protocols import Clock, IntensityProvider, Meter
@@ -94,10 +94,15 @@ def directory(path: str | os.PathLike[str] | None) -> Path | None:
     """The run's directory, made and tried.
 
     Raises:
-        ArgumentError: it can't be written.
+        ArgumentError: it can't be written, or is an address such as "s3://bucket/run".
     """
     if path is None:
         return None
+    if "://" in os.fspath(path):
+        raise ArgumentError(
+            f"log_dir={os.fspath(path)!r} is no directory of this machine. Give a local one, and writer=SummaryWriter({os.fspath(path)!r}) "
+            "for TensorBoard's values there"
+        )
     directory = Path(path)
     probe = directory / f".green_torch-{uuid.uuid4().hex}"
     try:

@@ -399,6 +399,14 @@ def test_no_region_is_the_world_average_by_name():
     assert "world average, no region set" in str(run.sink.summary)
 
 
+def test_an_address_is_no_log_directory(tmp_path, monkeypatch):
+    """A bucket's address doesn't become a folder of that name here."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=r"no directory of this machine.*writer=SummaryWriter"):
+        green_torch.track(log_dir="s3://bucket/run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_that_cannot_be_written_raises(tmp_path):
     """An unwritable log directory is found before training."""
     blocked = tmp_path / "file"
