@@ -264,7 +264,8 @@ def wandb_rows(path: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_weights_and_biases(tmp_path, package, monkeypatch):
     """The real package, offline: its own file has our values on the steps of the loss (``trainer/global_step``), late as they are."""
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_SILENT", "true")
     bench = late(Bench(tmp_path, package))
     logger = bench.pl.loggers.WandbLogger(save_dir=tmp_path, offline=True, project="p")
@@ -286,7 +287,8 @@ def test_weights_and_biases(tmp_path, package, monkeypatch):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_mlflow(tmp_path, package, monkeypatch):
     """The real package with a store of files: every value stands under its own name and step, and the run is finished."""
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     bench = late(Bench(tmp_path, package))
     logger = bench.pl.loggers.MLFlowLogger(tracking_uri=f"file:{tmp_path}/mlruns")
