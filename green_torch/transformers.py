@@ -8,9 +8,10 @@
     print(green.summary())
 
 The Trainer tells its callbacks when a step ends, but not when an evaluation or a checkpoint begins, nor that training raised, and gives
-them no reference to itself. So the callback looks up who called it, once, and puts a thin layer around six of that trainer's methods
-(``train``, ``evaluate``, ``predict``, ``training_step``, ``prediction_step``, ``_save_checkpoint``), which passes on everything as it
-is. Where no Trainer is found (a loop of somebody's own that calls callbacks), steps are measured all the same.
+them no reference to itself. So the callback looks up who called it, once, and puts a thin layer around seven of that trainer's methods
+(``train``, ``evaluate``, ``predict``, ``training_step``, ``prediction_step``, ``log``, ``_save_checkpoint``), which passes on everything
+as it is, but for the values that it adds to what is logged. Where no Trainer is found (a loop of somebody's own that calls callbacks),
+steps are measured all the same.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from green_torch.adapter import OpenPhases, harmless, said_of, work_of
 from green_torch.batch import found_units
 from green_torch.errors import ArgumentError, UsageError
-from green_torch.records import Item, Phase, StepRecord, Work
+from green_torch.records import Item, Manifest, Phase, StepRecord, Work
 from green_torch.sinks.tensorboard import scalars
 from green_torch.tracker import POLL_INTERVAL_S, Tracker
 
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GreenCallback"]
 
-_WATCHED = ("train", "evaluate", "predict", "training_step", "prediction_step", "_save_checkpoint")
-_LOGGED = ("green/energy_total_kWh", "green/emissions_total_gCO2e", "green/power_W", "green/mfu")
+_WATCHED = ("train", "evaluate", "predict", "training_step", "prediction_step", "log", "_save_checkpoint")
+_PRINTED = ("green/energy_total_kWh", "green/emissions_total_gCO2e", "green/power_W", "green/mfu")
 _STATE = "green_torch"  # our place among the callbacks' states in trainer_state.json
 
 
@@ -84,9 +86,10 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         units: gives ``dict(tokens=..., samples=...)`` (either may be missing) for the inputs of a (micro-)batch. None: tokens from
             ``state.num_input_tokens_seen`` where ``include_num_input_tokens_seen`` is on, else from ``input_ids``; samples from the
             first tensor's first dimension.
-        logs: adds four values, as of the last settled record, to what the Trainer logs of its training: to its log history, its printed
-            lines, ``train()``'s metrics, and to reporters that stand after this callback:
-            ``report_to="none", callbacks=[GreenCallback(), WandbCallback()]``.
+        logs: adds the values under ``green/``, as of the last settled record, to what the Trainer logs of its training every
+            ``args.logging_steps``: to its log history, ``train()``'s metrics and every reporter (W&B, MLflow, ...), wherever it stands
+            among the callbacks. Reporters name them as they name the loss: W&B's has ``train/green/mfu`` beside ``train/loss``. Printed
+            lines get four of them; TensorBoard gets none this way, since every record is there already.
         enabled: False turns everything off.
 
     Raises:
@@ -153,7 +156,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._open = False
         self._latest = _Latest()
         self._phases = OpenPhases()
-        self._unlend: Callable[[], None] = _nothing
+        self._lent = ExitStack()  # what is undone when the run ends: our layer around methods of other callbacks
         self._counting = False
         self._work = Work()  # of the micro-batches since the last step, or of the evaluation under way
         self._eval_work = Work()
@@ -261,27 +264,6 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._run.step(tokens=tokens, samples=work.samples, step=state.global_step, flops=flops)
 
     @harmless
-    def on_log(
-        self,
-        _args: TrainingArguments,
-        state: TrainerState,
-        _control: TrainerControl,
-        *,
-        logs: dict[str, Any] | None = None,
-        **_named: Any,
-    ) -> None:
-        """Adds ours to what the Trainer logs of its training."""
-        if not self._logs or logs is None or Phase.EVAL in self._phases:
-            return
-        if "train_runtime" in logs:  # the last of a training; what closing would wait for is waited for now
-            self._run.flush()
-        elif "loss" not in logs:
-            return
-        logs.update(self._latest.values)
-        if state.log_history:
-            state.log_history[-1].update(self._latest.values)
-
-    @harmless
     def on_train_end(self, *_: Any, **_named: Any) -> None:
         """Closes the run."""
         self._close()
@@ -307,18 +289,22 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             raise
 
     def _around_evaluate(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        entered, alone = self._begin_evaluation(trainer, inner.__name__)
+        return self._evaluated(trainer, "evaluate", partial(inner, *args, **kwargs))
+
+    def _around_predict(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._evaluated(trainer, "predict", partial(inner, *args, **kwargs))
+
+    def _evaluated(self, trainer: Trainer, name: str, evaluation: Callable[[], Any]) -> Any:
+        entered, alone = self._begin_evaluation(trainer, name)
         problem: BaseException | None = None
         try:
-            return inner(*args, **kwargs)
+            return evaluation()
         except BaseException as error:
             problem = error
             raise
         finally:
             if entered:
                 self._end_evaluation(alone, problem)
-
-    _around_predict = _around_evaluate
 
     def _around_training_step(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._begin_batch(trainer, _inputs(args, kwargs))
@@ -332,6 +318,10 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
     def _around_prediction_step(self, _trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._see_prediction(_inputs(args, kwargs))
+        return inner(*args, **kwargs)
+
+    def _around_log(self, _trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._add_values(kwargs["logs"] if "logs" in kwargs else args[0] if args else None)
         return inner(*args, **kwargs)
 
     def _around_save_checkpoint(self, trainer: Trainer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -372,6 +362,17 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     def _see_prediction(self, inputs: Any) -> None:
         if Phase.EVAL in self._phases:
             self._eval_work += work_of(inputs, self._units, self._run.warn)
+
+    @harmless
+    def _add_values(self, logs: Any) -> None:
+        """Adds ours to what the Trainer is about to log of its training."""
+        if not self._logs or not isinstance(logs, dict) or Phase.EVAL in self._phases:
+            return
+        if "train_runtime" in logs:  # the last of a training; what closing would wait for is waited for now
+            self._run.flush()
+        elif "loss" not in logs:
+            return
+        logs.update(self._latest.values)
 
     @harmless
     def _begin_save(self, trainer: Trainer) -> None:
@@ -433,11 +434,12 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._open = tracker.enabled
         if problem:
             tracker.warn(problem)
-        if not alone:
-            self._training = tracker
-            tracker.load_state_dict(state.stateful_callbacks.get(_STATE, {}).get("attributes", {}))
-        if board is not None and writer is not None:
-            self._unlend = self._close_before(board)
+        if alone:
+            return
+        self._training = tracker
+        tracker.load_state_dict(state.stateful_callbacks.get(_STATE, {}).get("attributes", {}))
+        if self._open and trainer is not None:
+            self._see_to(trainer.callback_handler.callbacks, board)
 
     @harmless
     def _describe(self, args: TrainingArguments, state: TrainerState, trainer: Trainer | None, model: Any) -> None:
@@ -453,8 +455,18 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             model = trainer.model_wrapped  # the counter must know that it is compiled
         self._run.adopt(model, planned_steps=state.max_steps - done, dtype=dtype)
 
-    def _close_before(self, board: TensorBoardCallback) -> Callable[[], None]:
-        """Ends our run right before the Trainer's TensorBoard callback closes the writer; returns what undoes it."""
+    def _see_to(self, callbacks: Sequence[TrainerCallback], board: TensorBoardCallback | None) -> None:
+        """Lets the other callbacks be told what is theirs to tell: the reporters everything, the printed lines a part."""
+        if board is not None:
+            self._hide(board)  # its writer has every record, if it lends us one
+            if board.tb_writer is not None:
+                self._close_before(board)
+        for callback in callbacks:
+            if isinstance(callback, PrinterCallback | ProgressCallback):
+                self._hide(callback, but=_PRINTED)
+
+    def _close_before(self, board: TensorBoardCallback) -> None:
+        """Ends our run right before the Trainer's TensorBoard callback closes the writer."""
         inner = board.on_train_end
 
         @wraps(inner)
@@ -463,15 +475,31 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             return inner(*args, **kwargs)
 
         board.on_train_end = on_train_end
-        return partial(vars(board).pop, "on_train_end", None)
+        self._lent.callback(vars(board).pop, "on_train_end", None)
+
+    def _hide(self, callback: TrainerCallback, but: Sequence[str] = ()) -> None:
+        """Keeps our values from a callback that is shown what the Trainer logs, while the run is open."""
+        inner = callback.on_log
+
+        @wraps(inner)
+        def on_log(*args: Any, logs: Any = None, **kwargs: Any) -> Any:
+            ours = [tag for tag in self._latest.values if tag not in but] if isinstance(logs, dict) else []
+            hidden = {tag: logs.pop(tag) for tag in ours if tag in logs}
+            try:
+                return inner(*args, logs=logs, **kwargs)
+            finally:
+                if hidden:
+                    logs.update(hidden)
+
+        callback.on_log = on_log
+        self._lent.callback(vars(callback).pop, "on_log", None)
 
     def _close(self, error: BaseException | None = None) -> None:
         if not self._open:
             return
         self._stop_counting()
         self._open = False
-        self._unlend()
-        self._unlend = _nothing
+        self._lent.close()
         if error is None:
             self._run.__exit__(None, None, None)
         else:
@@ -505,11 +533,15 @@ class _Latest:
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self._manifest: Manifest | None = None
 
     def write(self, item: Item) -> None:
         """Takes what is known of a record."""
-        if isinstance(item, StepRecord):
-            known = {tag: value for tag, value in scalars(item, detail=False) if tag in _LOGGED and value is not None}
+        if isinstance(item, Manifest):
+            self._manifest = item
+        elif isinstance(item, StepRecord):
+            values = scalars(item, self._manifest, detail=False)
+            known = {tag: value for tag, value in values if value is not None and math.isfinite(value)}
             self.values = {**self.values, **known}  # a new one, since the training thread reads it
 
     def close(self) -> None:
@@ -545,7 +577,3 @@ def _counts_tokens(args: TrainingArguments) -> bool:
 
 def _say(text: str) -> None:
     logging.getLogger("green_torch").warning("GreenCallback: %s", text)
-
-
-def _nothing() -> None:
-    pass

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
@@ -20,6 +20,9 @@ from green_torch.lightning.progress import progress
 from green_torch.sinks.jsonl import read_jsonl
 from green_torch.testing import ScriptedMeter
 from tests.lightning_bench import CLOSE, PACKAGES, POWER_W, Bench, data, events, steps_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:lightning.*"),
@@ -281,30 +284,44 @@ def test_no_progress_bar_metric_where_no_bar_shows(bench):
     assert "green" not in trainer.progress_bar_metrics
 
 
-def wandb_rows(path: Path) -> list[dict[str, float]]:
-    """The history rows of a .wandb file: LevelDB's log format (blocks of 32 KiB, pieces with a header of 7 bytes) of protobuf records."""
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file, as far as it is written: LevelDB's log format (blocks of 32 KiB, pieces with a header of 7 bytes)."""
     from wandb.proto import wandb_internal_pb2
 
-    raw, at, whole, rows = path.read_bytes(), 7, b"", []
+    raw, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(raw):
         if 32768 - at % 32768 < 7:  # no room for a header: the block's end is padding
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack_from("<IHB", raw, at)
+        if at + 7 + length > len(raw):
+            return
         whole += raw[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in {1, 4}:  # a whole record, or its last piece
             record = wandb_internal_pb2.Record()
             record.ParseFromString(whole)
             whole = b""
-            rows += [{i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}]
+            yield record
+
+
+def wandb_rows(path: Path) -> list[dict[str, float]]:
+    """The history rows of a .wandb file, once its run has ended there: wandb's own process may still write it."""
+    deadline = time.monotonic() + 20
+    records = list(wandb_records(path))
+    while not any(record.HasField("exit") for record in records):
+        assert time.monotonic() < deadline, "wandb does not end its file"
+        time.sleep(0.05)
+        records = list(wandb_records(path))
+    rows = [{i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item} for record in records]
     return [row for row in rows if row]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_weights_and_biases(tmp_path, package, monkeypatch):
     """The real package, offline: its own file has our values on the steps of the loss (``trainer/global_step``), late as they are."""
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_SILENT", "true")
     bench = late(Bench(tmp_path, package))
     logger = bench.pl.loggers.WandbLogger(save_dir=tmp_path, offline=True, project="p")
@@ -313,9 +330,7 @@ def test_weights_and_biases(tmp_path, package, monkeypatch):
     wandb.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert bench.green.summary().warnings == ()
-    deadline = time.monotonic() + 20
-    while not (rows := wandb_rows(path)) and time.monotonic() < deadline:  # wandb's own process may still write it
-        time.sleep(0.1)
+    rows = wandb_rows(path)
     ours = [row for row in rows if PER_STEP in row]
     assert [row["trainer/global_step"] for row in ours] == [row["trainer/global_step"] for row in rows if "train_loss" in row]
     assert [row["trainer/global_step"] for row in ours] == list(range(12))
@@ -326,7 +341,8 @@ def test_weights_and_biases(tmp_path, package, monkeypatch):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_mlflow(tmp_path, package, monkeypatch):
     """The real package with a store of files: every value stands under its own name and step, and the run is finished."""
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     bench = late(Bench(tmp_path, package))
     logger = bench.pl.loggers.MLFlowLogger(tracking_uri=f"file:{tmp_path}/mlruns")

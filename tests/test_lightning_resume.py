@@ -32,7 +32,7 @@ class PowerCutError(Exception):
 
 
 def fit(
-    path: Path, package: str, *, until: int | None = None, ckpt_path: Path | None = None, monitor=None, bench=None
+    path: Path, package: str, *, until: int | None = None, ckpt_path: Path | None = None, monitor=None, bench=None, **options
 ) -> Bench:
     """A fit as in a process of its own: set-up takes 2 s, a checkpoint (every 4 steps) 0.3 s, validation (every 6) 0.1 s a batch."""
     bench = bench or Bench(path, package)
@@ -62,6 +62,7 @@ def fit(
         limit_val_batches=2,
         num_sanity_val_steps=0,
         logger=bench.pl.loggers.TensorBoardLogger(path, name="", version="run"),
+        **options,
     )
     bench.run_dir = path / "run"
     bench.last_trainer = trainer

@@ -244,3 +244,22 @@ def test_another_job_or_a_completed_run_does_not_go_on(tmp_path, monkeypatch, ch
     Segment(tmp_path).run(3)
     first, second = (read_last(run_file(tmp_path, 0, n)).manifest for n in (1, 2))
     assert first.run_id != second.run_id
+
+
+def test_a_requeued_task_of_an_array_goes_on(tmp_path, monkeypatch):
+    """Array and task stand in the manifest; a task that is requeued goes on with its run, and another one of the array does not."""
+    for name, value in {**SLURM, "SLURM_ARRAY_JOB_ID": "4710", "SLURM_ARRAY_TASK_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    Segment(tmp_path).run(3)
+    crash(run_file(tmp_path, 0, 1))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    Segment(tmp_path).run(3)
+    crash(run_file(tmp_path, 0, 2))
+    for name, value in {"SLURM_JOB_ID": "4712", "SLURM_ARRAY_TASK_ID": "8"}.items():
+        monkeypatch.setenv(name, value)
+    Segment(tmp_path).run(3)
+    first, second, other = (read_last(run_file(tmp_path, 0, n)).manifest for n in (1, 2, 3))
+    assert [(run.job["array_job_id"], run.job["array_task_id"]) for run in (first, second, other)] == [
+        ("4710", "7"), ("4710", "7"), ("4710", "8")
+    ]  # fmt: skip
+    assert first.run_id == second.run_id != other.run_id

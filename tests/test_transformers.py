@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from transformers.integrations import TensorBoardCallback
 
 from green_torch.transformers import GreenCallback
-from tests.processes import TWO_RANKS
+from tests.processes import TWO_RANKS, forked_ranks, preload
+from tests.test_lightning_loggers import wandb_rows
+
+preload("tests.transformers_ranks")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLOSE = 5e-4  # the counter is read every 10 ms: what a boundary's own interval holds is an estimate
@@ -228,6 +232,19 @@ def test_an_evaluation_on_its_own_is_a_run(bench, name):
     assert run.summary.totals.phase("eval").samples == 3 * BATCH
 
 
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_an_evaluation_without_a_name(bench, name):
+    """A method that the user has replaced by a functools.partial, which has no __name__, is measured like any other."""
+    trainer = bench.trainer()
+    setattr(trainer, name, partial(getattr(trainer, name), data(2)))
+    trainer.add_callback(bench.callback())
+    trainer.train()
+    assert getattr(trainer, name)()
+    (run,) = segments(bench.path / name)
+    assert run.summary is not None
+    assert run.summary.totals.phase("eval").samples == 2 * BATCH
+
+
 def test_an_evaluation_that_is_measured_already_is_left_alone(bench):
     """Inside the user's own track() evaluate() runs as always, without a warning, and no second run is opened."""
     trainer = bench.trainer(bench.callback())
@@ -397,6 +414,9 @@ def test_values_go_through_the_trainers_own_tensorboard_writer(bench):
     board = events(directory)
     assert steps_of(board, "train/loss") == [1, 2, 3, 4, 5]
     assert steps_of(board, "green/energy_per_step_J") == [1, 2, 3, 4, 5]
+    assert not [
+        tag for tag in board.Tags()["scalars"] if tag.startswith("train/green")
+    ]  # what the Trainer logs is there already
     assert "green/snapshot" in board.Tags()["tensors"]
     snapshot = json.loads(board.Tensors("green/snapshot")[-1].tensor_proto.string_val[0])
     assert snapshot["status"] == "completed"
@@ -423,17 +443,70 @@ class Reporter(TrainerCallback):
         self.seen.append(dict(logs))
 
 
+def ours(names) -> set[str]:
+    return {name for name in names if "green/" in name}
+
+
 def test_the_trainers_logs_tell_the_energy(bench):
-    """Log history, train()'s metrics and reporters after this callback get cumulative kWh and grams; evaluation's logs stay as they are."""
-    reporter = Reporter()
-    trainer = bench.trainer(bench.callback(), reporter, eval_strategy="steps", eval_steps=5)
+    """Log history and train()'s metrics get what TensorBoard gets; evaluation's logs stay as they are."""
+    trainer = bench.trainer(bench.callback(), eval_strategy="steps", eval_steps=5)
     metrics = trainer.train().metrics
     assert metrics["green/energy_total_kWh"] == pytest.approx((5 * 60 + 90) / 3.6e6, rel=CLOSE)
     assert metrics["green/emissions_total_gCO2e"] == pytest.approx((5 * 60 + 90) / 3.6e6 * 100, rel=CLOSE)
     assert trainer.state.log_history[-1]["green/power_W"] == pytest.approx(POWER_W, rel=CLOSE)
-    assert reporter.seen[-1]["green/energy_total_kWh"] == metrics["green/energy_total_kWh"]
-    (evaluation,) = [entry for entry in reporter.seen if "eval_loss" in entry]
-    assert not any("green" in key for key in evaluation)
+    assert ours(metrics) == ours(trainer.state.log_history[-1]) == ours(events(bench.path).Tags()["scalars"])
+    assert "green/energy_per_token_J" in metrics
+    (evaluation,) = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert not ours(evaluation)
+
+
+def test_reporters_get_every_value_wherever_they_stand(bench, capsys):
+    """One that stands before this callback, as report_to's do, sees the same as one after it; printed lines have four of the values."""
+    before, after = Reporter(), Reporter()
+    trainer = bench.trainer(before, bench.callback(peak_flop_per_s=1e9), after)
+    metrics = trainer.train().metrics
+    assert before.seen == after.seen
+    assert len(before.seen) == STEPS + 1
+    assert ours(before.seen[-1]) == ours(metrics)
+    assert before.seen[-1]["green/energy_per_step_J"] == pytest.approx(60.0, rel=CLOSE)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "'loss'" in line]
+    assert len(lines) == STEPS
+    printed = {word.strip("{' ") for word in lines[-1].replace(":", ",").split(",")}
+    assert ours(printed) == {
+        "green/energy_total_kWh", "green/emissions_total_gCO2e", "green/power_W", "green/mfu"
+    }  # fmt: skip
+    assert not any("on_log" in vars(callback) for callback in trainer.callback_handler.callbacks)
+
+
+def test_weights_and_biases(bench, monkeypatch):
+    """report_to="wandb", offline: its own file has our values beside the loss, named as the loss is."""
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(bench.path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    trainer = bench.trainer(bench.callback(), report_to="wandb")
+    trainer.train()
+    import wandb
+
+    wandb.finish()
+    (path,) = bench.path.glob("wandb/offline-run-*/*.wandb")
+    rows = [row for row in wandb_rows(path) if "train/loss" in row]
+    assert [row["train/global_step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[-1]["train/green/energy_per_step_J"] == pytest.approx(60.0, rel=CLOSE)
+    assert rows[-1]["train/green/energy_total_kWh"] > 0
+
+
+def test_mlflow(bench, monkeypatch):
+    """report_to="mlflow", with a store of files: our values stand under their own names."""
+    import mlflow
+
+    store = f"file:{bench.path}/mlruns"
+    for name, value in {"TRACKING_URI": store, "ALLOW_FILE_STORE": "true"}.items():
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    bench.trainer(bench.callback(), report_to="mlflow").train()
+    (run,) = mlflow.MlflowClient(store).search_runs(["0"])
+    assert run.data.metrics["green/energy_per_step_J"] == pytest.approx(60.0, rel=CLOSE)
+    assert run.data.metrics["green/energy_total_kWh"] == pytest.approx(300 / 3.6e6, rel=CLOSE)
+    steps = mlflow.MlflowClient(store).get_metric_history(run.info.run_id, "green/energy_total_kWh")
+    assert {metric.step for metric in steps} <= {1, 2, 3, 4, 5}
 
 
 def test_the_logs_may_be_left_alone(bench):
@@ -478,7 +551,8 @@ def test_a_resumed_training_goes_on_with_its_run(bench):
     spent_g = first.summary().totals.emissions_g
     again = Bench(bench.path)
     second = again.callback()
-    again.trainer(second, save_strategy="steps", save_steps=3, max_steps=5).train(resume_from_checkpoint=True)
+    resumed = again.trainer(second, save_strategy="steps", save_steps=3, max_steps=5)
+    metrics = resumed.train(resume_from_checkpoint=True).metrics
     one, two = (run.manifest for run in segments(bench.path))
     assert two.run_id == one.run_id
     assert (one.segment, two.segment, two.resumed_from_step) == (1, 2, 3)
@@ -486,6 +560,8 @@ def test_a_resumed_training_goes_on_with_its_run(bench):
     co2 = second.co2_eq_emissions()
     assert co2 is not None
     assert co2["emissions"] == pytest.approx(spent_g + second.summary().totals.emissions_g, rel=1e-3)
+    logged_g = metrics["green/emissions_total_gCO2e"]  # of both segments too
+    assert any(logged_g == pytest.approx(spent_g + record.totals.emissions_g) for record in again.sink.records)
 
 
 def test_callback_states_may_be_restored(bench):
@@ -582,3 +658,19 @@ def test_every_process_of_a_distributed_training_measures(tmp_path):
     assert steps_of(events(directory), "green/step_time_s") == [1, 2]
     co2 = ModelCard.load(log_dir / "README.md").data.to_dict().get("co2_eq_emissions")
     assert co2 is None or "2 of 2 processes" in co2["source"]
+
+
+def test_the_tokens_of_all_ranks_are_shared_out(tmp_path):
+    """The Trainer counts those of all ranks together: each rank takes its share of a step's, and the shares make up the count."""
+    if TrainingArguments(str(tmp_path)).include_num_input_tokens_seen is False:
+        pytest.skip("this Trainer counts all tokens or none")
+    from tests.transformers_ranks import BATCH, N_SEQUENCES, masks
+
+    ended = forked_ranks("tests.transformers_ranks", [str(tmp_path)], tmp_path)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    zero, one = (read_jsonl(path) for path in sorted((tmp_path / "green").iterdir()))
+    steps = [[record.tokens for record in file.records if record.phase is Phase.TRAIN] for file in (zero, one)]
+    assert len(steps[0]) == len(steps[1]) == N_SEQUENCES // (2 * BATCH)
+    assert {own - others for own, others in zip(*reversed(steps), strict=True)} == {0, 1}  # odd counts, too
+    whole = sum(int(mask.sum()) for mask in masks())
+    assert sum(steps[0]) + sum(steps[1]) == zero.summary.job.tokens == whole
