@@ -494,8 +494,9 @@ class Recorder:
         if manifest.planned_steps is None or so_far is None or per_step is None or (resumed and carried is None):
             return None
         around = so_far - sum(getattr(totals.phase(phase), name) or 0.0 for phase in (Phase.TRAIN, Phase.SETUP))
-        left = manifest.planned_steps - (manifest.resumed_from_step + 1 if manifest.resumed_from_step is not None else 0)
-        return footprint.projected_total(so_far + (carried or 0.0), per_step, around, train.n_steps, left)
+        return footprint.projected_total(
+            so_far + (carried or 0.0), per_step, around, train.n_steps, manifest.planned_steps - manifest.steps_before
+        )
 
     def _summary(self, status: str, warnings: tuple[str, ...]) -> RunSummary:
         with self._short:

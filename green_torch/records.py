@@ -520,7 +520,8 @@ class Manifest:
     A run has segments, one for each start of its process; they share ``run_id``, and ``started_unix_ns`` orders them. ``segment`` is
     one more than that of the segment which saved the checkpoint, or than the last one in the directory, whichever is later (two that
     were started in different directories from one checkpoint may bear the same number). Where a segment went on from a checkpoint,
-    ``resumed_from_step`` is the checkpoint's step (-1: it was saved before the first) and ``previous_segment`` the one that saved it:
+    ``resumed_from_step`` is the checkpoint's step (-1: it was saved before the first), ``steps_before`` how many steps the run had done
+    by then (on whatever step axis), and ``previous_segment`` the one that saved it:
     every record of an earlier segment of this rank with a later step was done again, unless the run had completed by then: then this
     segment is a branch of it, and takes nothing back. Both ``None`` where no checkpoint was told of, as in a new run or a requeued
     job: then nothing is known to have been done again.
@@ -561,6 +562,7 @@ class Manifest:
     carried_emissions_g: float | None = None
     job: Mapping[str, str] = field(default_factory=dict)
     deferrals: tuple[Deferral, ...] = ()
+    steps_before: int = 0
     schema_version: int = SCHEMA_VERSION
 
     @property
