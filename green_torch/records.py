@@ -353,10 +353,12 @@ class JobTotals(Sums):
     """All ranks together, as rank zero knows them: sums over those that report, each as of its last word.
 
     ``mfu`` and ``hfu`` are FLOPs over the sum of the peaks. ``silent`` ranks never reported, and nothing of them is in the sums;
-    ``oldest_age_s`` is the age of the oldest word of a rank whose run has not ended (``oldest_rank``): long where it died.
-    ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds. ``sharing`` ranks meter nothing but what
-    another one meters as well: their joules and grams are in no sum, their work is, and their peaks stand in ``mfu`` as if they had
-    devices of their own.
+    ``oldest_age_s`` is how long ago a rank whose run has not ended last told anything new (``oldest_rank``, the longest ago): long where
+    it died, and where it hangs. ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds. ``sharing``
+    ranks meter nothing but what another one meters as well: their joules and grams are in no sum, their work is, and their peaks stand in
+    ``mfu`` as if they had devices of their own. ``rank_energy_j`` is of the accelerators alone where every rank meters some
+    (``accelerators_alone``). What is projected, and ``train``, is ``None`` unless all ranks know it. A job has one saving: its own joules
+    per unit of work against the baseline's, both of all ranks; ``projected_savings_lo_g`` and ``..._hi_g`` are its bounds, by the meters'.
     """
 
     world_size: int
@@ -733,7 +735,9 @@ class RunSummary:
             return
         silent = f"; nothing was heard of {_named(job.silent)}" if job.silent else ""
         age = (
-            "" if job.oldest_rank is None else f"; rank {job.oldest_rank} last told its totals {si(job.oldest_age_s, 's')} ago"
+            ""
+            if job.oldest_rank is None
+            else f"; rank {job.oldest_rank} last told anything new {si(job.oldest_age_s, 's')} ago"
         )
         yield (
             "all ranks",
