@@ -204,7 +204,7 @@ class Tracker:
         if not found and self._place.first_on_node:
             self._warnings("nothing here measures energy: " + "; ".join(missing) + ". See what would: green-torch doctor")
         self._sampler = Sampler(self._clock, found, poll_interval_s)
-        compared = baseline_of(baseline)
+        compared = baseline_of(baseline, self._place.rank)
         if compared is not None:
             manifest = replace(manifest, baseline=f"{compared.name} ({compared.energy_per_unit_j:.4g} J/{compared.unit})")
         self._recorder = Recorder(

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import green_torch
 from green_torch import ledger
-from green_torch.errors import GreenTorchWarning
+from green_torch.arguments import baseline_of
+from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.records import Flag, PerStep, Phase, RankTotals
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
@@ -227,6 +228,51 @@ def test_a_group_may_come_at_the_very_end(monkeypatch):
         dist.init_process_group("fake", store=store, rank=0, world_size=2)
     dist.destroy_process_group()
     assert not any("no process group" in warning for warning in tracker.summary().warnings)
+
+
+def one_rank_alone(log_dir, monkeypatch, rank, power_w, tokens):
+    """What a rank of two leaves behind: 40 steps of 0.1 s."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "n1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock, power_w)
+    with green_torch.track(clock=clock, meters=[meter], intensity=1.0, log_dir=log_dir, run_name="base") as tracker:
+        for _ in range(40):
+            clock.advance(0.1)
+            tracker.step(tokens=tokens)
+
+
+@pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
+def test_a_baseline_on_cpus_is_all_ranks_work(tmp_path, monkeypatch):
+    """Where rank zero alone meters the node, its joules stand against the tokens of both ranks."""
+    for rank in (0, 1):
+        one_rank_alone(tmp_path, monkeypatch, rank, {"cpu": 100.0}, 100)
+    assert baseline_of(tmp_path).energy_per_unit_j == pytest.approx(10.0 / 200)
+
+
+@pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
+def test_a_job_saves_against_a_job(tmp_path, monkeypatch):
+    """All ranks' joules per token against all of the baseline's: the same job saves nothing, one of half the joules half of them."""
+    one_rank_alone(tmp_path / "base", monkeypatch, 0, {"gpu0": 100.0, "cpu": 10.0, "dram": 10.0}, 100)
+    with pytest.raises(ArgumentError, match="that run had 2 ranks, and there are files of 1 of them"):
+        baseline_of(tmp_path / "base")
+    one_rank_alone(tmp_path / "base", monkeypatch, 1, {"gpu1": 200.0}, 101)
+    whole_g = 1000 * sum(STEP_J)  # of a thousand planned steps; at 3.6e6 g/kWh a joule is a gram
+    slack_g = 0.08 * whole_g  # on a busy machine the joules of the last steps are read after them: of 40, say three
+    for share, saved_g in ((1.0, 0.0), (0.5, whole_g / 2)):
+        (tmp_path / str(share)).mkdir()
+        zero, one = two(tmp_path / str(share), "--steps", "40", "--baseline", str(tmp_path / "base"), "--share", str(share))
+        assert (zero.code, one.code) == (0, 0), zero.errors + one.errors
+        job = zero.line["job"]
+        assert job["projected_savings_g"] == pytest.approx(saved_g, abs=slack_g)
+        assert job["projected_savings_lo_g"] <= job["projected_savings_g"] <= job["projected_savings_hi_g"]
+        assert job["projected_energy_j"] == pytest.approx(share * whole_g, abs=slack_g)
+        saving = next(line for line in zero.line["text"].splitlines() if "saving" in line)
+        assert "over 1000 steps, against base (0.1592 J/token)" in saving
+        assert "saving" not in one.line["text"]
+        events = EventAccumulator(str(tmp_path / str(share)), size_guidance={"scalars": 0}).Reload()
+        told = events.Scalars("green/projected_savings_gCO2e")[-1].value
+        assert told == pytest.approx(saved_g, abs=slack_g)
 
 
 def test_a_rank_with_fewer_batches_ends_first(tmp_path):
