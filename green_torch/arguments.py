@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from green_torch.embodied import embodied_for
 from green_torch.errors import ArgumentError
-from green_torch.meters import ONCE_PER_NODE
+from green_torch.meters import NODE_UNKNOWN, ONCE_PER_NODE
 from green_torch.records import Embodied, Manifest
+from green_torch.totals import of_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -142,9 +143,12 @@ def energy_meters(
 ) -> tuple[list[Meter], tuple[str, ...]]:
     """The meters of this process, and what can't be read; on ranks but the first of a node without those of CPU and memory.
 
+    Where a process can't know whether it is the first of its node, they are left out too, and the reason says so.
+
     Raises:
         ArgumentError: a domain is read by more than one.
     """
+    left_out = NODE_UNKNOWN if place.local_rank is None else ONCE_PER_NODE
     if given is not None:
         names = [domain.name for meter in given for domain in meter.domains]
         twice = {name for name in names if names.count(name) > 1}
@@ -153,17 +157,18 @@ def energy_meters(
                 f"meters=: {', '.join(sorted(twice))} is read by more than one meter, and would be counted twice"
             )
         own = list(given) if place.first_on_node else [meter for meter in given if not _of_node(meter)]
-        return own, (ONCE_PER_NODE,) if len(own) < len(given) else ()
+        return own, (left_out,) if len(own) < len(given) else ()
     from green_torch.meters import discover  # opens drivers
 
     found = discover(local_rank=place.gpu, node=place.first_on_node)
+    missing = found.missing if place.first_on_node else (*found.missing, left_out)
     if not any(domain.name.startswith("gpu") for meter in found.meters for domain in meter.domains):
-        return list(found.meters), found.missing
+        return list(found.meters), missing
     from green_torch.sampler_child import in_child  # GPUs are read by a small process of their own
 
-    return in_child(found.meters, poll_interval_s, warn), found.missing
+    return in_child(found.meters, poll_interval_s, warn), missing
 
 
 def _of_node(meter: Meter) -> bool:
     """Whether it reads nothing but what a node has once."""
-    return all(domain.name.rstrip("0123456789") in {"cpu", "dram"} for domain in meter.domains)
+    return all(of_node(domain.name) for domain in meter.domains)

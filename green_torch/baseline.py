@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from green_torch.errors import ArgumentError
+from green_torch.job import sharers, spared
 from green_torch.processor import ARCHITECTURES
-from green_torch.records import Manifest, Method, Phase, RunTotals
+from green_torch.records import Manifest, Method, Phase, RunTotals, TrainSums
 from green_torch.sinks.jsonl import read_last, run_files
+from green_torch.totals import of_all_ranks, of_node, train_sums
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +24,7 @@ _NO_NAME = re.compile(r"package-\d+(-die-\d+)?|unknown CPU|")  # what RAPL and c
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The run that savings are measured against: its train energy per unit of work, with the meter's bounds where it has any."""
+    """The run that savings are measured against: the train energy of all its ranks per unit of work, bounded where the meters' is."""
 
     manifest: Manifest
     unit: str  # "token" | "sample" | "step"
@@ -52,50 +54,57 @@ class Baseline:
 
 
 def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline | None:
-    """The baseline run's train energy per token, or sample, or step, with the meter's bounds on it: of this rank, where it had one.
+    """The baseline run's train energy per token, or sample, or step, of all its ranks together, with the meters' bounds on it.
+
+    ``None`` on ranks but the first, which alone compares.
 
     Raises:
         ArgumentError: nothing usable is there.
     """
-    if path is None:
+    if path is None or rank != 0:
         return None
-    files = run_files(Path(path))
-    if not any(own == 0 for _, own, _ in files):
+    last = {own: file for file, own, _ in run_files(Path(path))}  # of each rank, in the order of their starts
+    if 0 not in last:
         raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
-    for wanted in dict.fromkeys((rank, 0)):
-        last = next((file for file, own, _ in reversed(files) if own == wanted), None)
-        found = _of(read_last(last)) if last is not None else None
-        if found is not None:
-            return found
-    raise ArgumentError(f"baseline={str(path)!r}: that run holds no train step with known energy")
+    first = read_last(last[0])
+    ranks = [first, *(read_last(last[own]) for own in range(1, first.manifest.world_size) if own in last)]
+    ranks = [one for one in ranks if one.manifest.run_id == first.manifest.run_id]
+    if len(ranks) < first.manifest.world_size:
+        raise ArgumentError(
+            f"baseline={str(path)!r}: that run had {first.manifest.world_size} ranks, and there are files of {len(ranks)} of them: what "
+            "the others used is not known. Gather the files of all ranks in one directory's green/"
+        )
+    manifests = [one.manifest for one in ranks]
+    others = {*sharers({one.rank: one.devices for one in manifests})}
+    if not any(not of_node(domain.name) for one in manifests for domain in one.domains):
+        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
+    train = of_all_ranks([_train_of(one, work_alone=one.manifest.rank in others) for one in ranks])
+    unit = next((unit for unit in ("token", "sample", "step") if train is not None and train.units(unit)), None)
+    if train is None or train.energy_j is None or unit is None:
+        raise ArgumentError(
+            f"baseline={str(path)!r}: that run holds no train step with known energy" + " on every rank" * (len(ranks) > 1)
+        )
+    n = train.units(unit) or 1.0
+    lo_j, hi_j = (None if bound_j is None else bound_j / n for bound_j in (train.energy_lo_j, train.energy_hi_j))
+    return Baseline(first.manifest, unit, train.energy_j / n, lo_j, hi_j)
 
 
-def _of(run: RunFile) -> Baseline | None:
-    """What a file tells; ``None`` where it holds no joule of a train step."""
-    if run.summary is not None:  # its means leave the steps out in which FLOPs were counted
-        summary = run.summary
-        for unit, energy_j in (
-            ("token", summary.energy_per_token_j),
-            ("sample", summary.energy_per_sample_j),
-            ("step", summary.energy_per_step_j),
-        ):
-            if energy_j is not None:
-                bounds = (summary.energy_per_step_lo_j, summary.energy_per_step_hi_j)
-                return Baseline(run.manifest, unit, energy_j, *_bounds_of(energy_j, summary.energy_per_step_j, bounds))
-    train = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
-    for unit, count in (("token", train.tokens), ("sample", train.samples), ("step", train.n_steps)):
-        if count and train.energy_j is not None:
-            energy_j, bounds = train.energy_j / count, (train.energy_lo_j, train.energy_hi_j)
-            return Baseline(run.manifest, unit, energy_j, *_bounds_of(energy_j, train.energy_j, bounds))
-    return None
-
-
-def _bounds_of(
-    part_j: float, whole_j: float | None, bounds: tuple[float | None, float | None]
-) -> tuple[float | None, float | None]:
-    """The bounds of a part of some joules, in proportion to those of the whole."""
-    lo, hi = bounds
-    return (None, None) if not whole_j or lo is None or hi is None else (part_j * lo / whole_j, part_j * hi / whole_j)
+def _train_of(run: RunFile, *, work_alone: bool) -> TrainSums | None:
+    """A rank's train steps, without those in which FLOPs were counted where it has come to its end."""
+    train = train_sums(run.summary, run.summary.totals.phase(Phase.TRAIN)) if run.summary is not None else None
+    if train is None:
+        told = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
+        if not told.n_steps:
+            return None
+        train = TrainSums(
+            n_steps=told.n_steps,
+            energy_j=told.energy_j,
+            energy_lo_j=told.energy_lo_j,
+            energy_hi_j=told.energy_hi_j,
+            samples=told.samples,
+            tokens=told.tokens,
+        )
+    return train.work_alone if work_alone else train
 
 
 # ── whether two runs are alike ─────────────────────────────────────────────────────────────────────────────────────────

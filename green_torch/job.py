@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from green_torch.records import JobTotals, PerStep, Spread, Sums
-from green_torch.totals import known_sum
+from green_torch.totals import known_sum, of_all_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _SUMS = tuple(field.name for field in fields(Sums))
 _OF_DEVICES = tuple(name for name in _SUMS if name not in {"samples", "tokens", "model_flops", "hardware_flops"})
+_OF_ALL = ("projected_total_g", "projected_energy_j")  # known where every rank knows its own
 
 
 def combined(
@@ -26,17 +27,23 @@ def combined(
 
     Args:
         ranks: each rank's last word.
-        age_s: its age, in seconds, by rank.
+        age_s: how long ago it last told anything new, in seconds, by rank.
         world_size: ranks of the job.
         ended: means over the run are wanted, not what a step takes just now.
         complete: whether the ranks that are missing must be waited for no longer.
     """
     sharing = sharers({one.rank: one.devices for one in ranks})
-    counted = [_work_alone(one) if one.rank in sharing else one for one in ranks]
+    accelerators = {one.rank: one.accelerator_j for one in ranks}
+    others = {*sharing}  # whose joules another one tells
+    if not any(accelerators.values()):
+        others |= spared({one.rank: (one.node, one.energy_j is not None) for one in ranks})
+    counted = [_work_alone(one) if one.rank in others else one for one in ranks]
     running = {one.rank: age_s.get(one.rank, 0.0) for one in ranks if one.status == "running"}
     oldest = max(running, key=lambda rank: running[rank], default=None)
     heard = {one.rank for one in ranks}
-    energy = {one.rank: one.energy_j for one in ranks}
+    alone = None not in accelerators.values()  # a node's CPU, which one rank meters for all, makes no straggler of that one
+    energy = accelerators if alone else {one.rank: one.energy_j for one in ranks}
+    whole = len(ranks) == world_size
     times = {one.rank: one.step_time_s if ended or one.per_step is None else one.per_step.duration_s for one in ranks}
     peak, mfu, hfu = _utilization([(one.peak_flop_per_s, one.mfu, one.hfu) for one in ranks])
     return JobTotals(
@@ -50,10 +57,13 @@ def combined(
         mfu=mfu,
         hfu=hfu,
         rank_energy_j=_spread(energy),
+        accelerators_alone=alone,
         rank_step_time_s=_spread(times),
         sharing=sharing,
         per_step=_per_step(counted) if complete or all_at_it(ranks, world_size) else None,
+        train=of_all_ranks([one.train for one in counted]) if whole else None,
         **_summed(counted),
+        **_projected([one for one in counted if one.rank not in others] if whole else []),
     )
 
 
@@ -68,10 +78,17 @@ def sharers(devices: Mapping[int, Collection[str]]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def spared(metered: Mapping[int, tuple[str, bool]]) -> set[int]:
+    """The ranks of a job without accelerators that meter nothing, for another one meters their node; by node, and whether it has joules."""
+    nodes = {node for node, known in metered.values() if known}
+    return {rank for rank, (node, known) in metered.items() if not known and node in nodes}
+
+
 def _work_alone(one: RankTotals) -> RankTotals:
     step = one.per_step and replace(one.per_step, energy_j=None, emissions_g=None, power_w=None)
+    train = one.train and one.train.work_alone
     nothing: dict[str, Any] = dict.fromkeys(_OF_DEVICES)
-    return replace(one, per_step=step, **nothing)
+    return replace(one, per_step=step, train=train, **nothing)
 
 
 def all_at_it(ranks: Sequence[RankTotals], world_size: int) -> bool:
@@ -81,11 +98,17 @@ def all_at_it(ranks: Sequence[RankTotals], world_size: int) -> bool:
 
 def _summed(ranks: Sequence[RankTotals]) -> dict[str, Any]:
     """The sums; ranks without bounds stand at face value beside bounded ones."""
-    sums = {name: _known([getattr(one, name) for one in ranks]) for name in _SUMS}
+    sums = {name: _known([getattr(one, name) for one in ranks]) for name in _SUMS if name not in _OF_ALL}
     if sums["energy_lo_j"] is not None:
         sums["energy_lo_j"] = _known([one.energy_j if one.energy_lo_j is None else one.energy_lo_j for one in ranks])
         sums["energy_hi_j"] = _known([one.energy_j if one.energy_hi_j is None else one.energy_hi_j for one in ranks])
     return sums
+
+
+def _projected(ranks: Sequence[RankTotals]) -> dict[str, Any]:
+    """What the planned steps come to: unknown where one rank's share of it is."""
+    parts = {name: [getattr(one, name) for one in ranks] for name in _OF_ALL}
+    return {name: sum(values) if values and None not in values else None for name, values in parts.items()}
 
 
 def _per_step(ranks: Sequence[RankTotals]) -> PerStep | None:

@@ -68,9 +68,15 @@ class Journal:
         self.read()
         return self._builder.last_step
 
-    def resume(self, step: int) -> None:
-        """Goes on after this step, done by an earlier start of the process; before the first step here."""
-        self._builder.resume(step)
+    @property
+    def steps_done(self) -> int:
+        """Steps that have ended, with those of earlier segments, whatever the step axis calls them."""
+        self.read()
+        return self._builder.steps_done
+
+    def resume(self, step: int, steps_done: int) -> None:
+        """Goes on after this step, the last of so many done by earlier starts of the process; before the first step here."""
+        self._builder.resume(step, steps_done)
 
     @property
     def behind(self) -> bool:

@@ -13,8 +13,9 @@ import threading
 import uuid
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from green_torch.errors import GreenTorchError
 from green_torch.job import all_at_it, combined
 from green_torch.records import IntensityPoint, RankTotals
 from green_torch.sinks.codec import parsed, plain
@@ -33,7 +34,11 @@ _FAREWELL_S = 0.5  # the last word is waited for no longer
 _GRACE_NS = 10 * NS_PER_S  # a rank that was never heard of for so long is said to be silent
 _NO_GROUP_NS = 60 * NS_PER_S
 _STORE_TIMEOUT = timedelta(seconds=2)
+_RETRY_S = 1.0  # after a failure; each further pause is twice the one before
+_FAILURES = 7  # in a row, over two minutes, are the end of it: each leaves a page of torch's own on stderr
 _LEAD = "green_torch/lead"
+
+T = TypeVar("T")
 
 _left: set[str] = set()  # sessions that this process has ended: what is left of them in the store is no news
 
@@ -84,20 +89,24 @@ class Ranks:
         self._server: Any = None  # keeps the store alive where this process serves it and the group is destroyed early
         self._store: Any = None
         self._over = False  # no exchange, or none any more
+        self._failures = 0  # in a row
+        self._why = ""  # the last of them
+        self._retry_ns = 0
         self._opened_ns = clock.now_ns()
         self._connected_ns: int | None = None
         self._session = uuid.uuid4().hex if rank == 0 else ""
-        self._words = 0
-        self._heard: dict[int, tuple[int, int, RankTotals]] = {}  # rank -> its count of words, when that one was first seen, it
+        self._heard: dict[int, tuple[int, RankTotals]] = {}  # rank -> when it was last seen to have got on, and its last word
         self._last: RankTotals | None = None  # this rank's, once its run has ended
         self._told = False
         self._halt = clock.every(INTERVAL_S * max(1.0, world_size / _RANKS_PER_INTERVAL), self.tick, "ranks")
 
     def tick(self) -> None:
-        """One exchange. A failure ends the exchange, with a warning; every rank's own files go on."""
-        if self._over or not self._busy.acquire(blocking=False):
+        """One exchange. A failure is met with further tries, and their end with a warning; every rank's own files go on."""
+        if self._over or self._clock.now_ns() < self._retry_ns or not self._busy.acquire(blocking=False):
             return
         try:
+            if self._failures and self._store is not None:
+                self._store = self._store.clone()  # a connection that has failed is of no more use
             if self._store is None and not self._connect():
                 return
             if self._rank == 0:
@@ -106,16 +115,25 @@ class Ranks:
             else:
                 self._listen()
                 self._tell()
+            self._failures = 0
         except Exception as error:  # the server lives in a process that may be gone: rule 9
-            self._over = True
-            if not self._told:
-                self._warn(
-                    f"the ranks' totals are exchanged no more ({type(error).__name__}: {str(error).splitlines()[0]:.200}): rank zero's are "
-                    "without what this rank does from now on, and each rank's own file stays whole",
-                    key="exchange",
-                )
+            self._retry_ns = self._clock.now_ns() + s_to_ns(_RETRY_S * 2**self._failures)
+            self._failures += 1
+            self._why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), ''):.200}"
+            if self._failures >= _FAILURES:
+                self._over = True
+                self._failed()
         finally:
             self._busy.release()
+
+    def _failed(self) -> None:
+        """Says once what the sums on rank zero are without."""
+        whose = "the other ranks have" if self._rank == 0 else "this rank has"
+        self._warn(
+            f"the ranks' totals are exchanged no more ({self._why}): rank zero's are without what {whose} done since, and each rank's own "
+            "file stays whole",
+            key="exchange",
+        )
 
     def job(self, own: RankTotals, *, ended: bool = False) -> JobTotals | None:
         """All ranks together; ``None`` on ranks but the first, and where there is no exchange."""
@@ -123,8 +141,8 @@ class Ranks:
             return None
         now_ns = self._clock.now_ns()
         heard = dict(self._heard)
-        ages = {rank: ns_to_s(now_ns - seen_ns) for rank, (_, seen_ns, _) in heard.items()}
-        ranks = [own, *(totals for _, _, totals in heard.values())]
+        ages = {rank: ns_to_s(now_ns - seen_ns) for rank, (seen_ns, _) in heard.items()}
+        ranks = [own, *(totals for _, totals in heard.values())]
         job = combined(ranks, ages, self._world_size, ended=ended, complete=now_ns - self._connected_ns > _GRACE_NS)
         if job.sharing:
             self._warn(
@@ -141,21 +159,25 @@ class Ranks:
             return False
         if self._connected_ns is None:
             return _group() is not None
-        others = [totals for _, _, totals in tuple(self._heard.values())]  # another thread listens
+        others = [totals for _, totals in tuple(self._heard.values())]  # another thread listens
         return not (all_at_it(others, self._world_size - 1) or self._clock.now_ns() - self._connected_ns > _GRACE_NS)
 
     def finish(self, own: RankTotals, deadline_ns: int) -> None:
-        """Tells the last totals, and on rank zero waits for those of the others, no longer than to the deadline."""
-        if self._connected_ns is None and not self._over:
+        """Tells the last totals, and on rank zero waits for those of the others, no longer than to the deadline; says what is missing."""
+        self._last = own
+        if self._connected_ns is None and not self._over and not self._failures and _group() is None:
             self._no_group()
         elif not self._over:
-            self._last = own
+            self._retry_ns = 0  # one more try
             if self._session and self._rank != 0:
                 deadline_ns = min(deadline_ns, self._clock.now_ns() + s_to_ns(_FAREWELL_S))
             halt = self._clock.every(_NEWS_S, self.tick, "ranks at the end")
             while not (self._over or self._complete) and self._clock.now_ns() < deadline_ns:
                 self._clock.sleep(_NEWS_S / 4)
             halt()
+        if self._failures and not self._complete:
+            self._failed()
+        if self._connected_ns is not None or self._failures:
             self._missing()
         self._over = True
         self._halt()
@@ -167,7 +189,7 @@ class Ranks:
         """Whether no more is to be waited for: this rank has told its last word, or rank zero has those of all that ever spoke."""
         if self._rank != 0:
             return self._told
-        if self._connected_ns is None or any(totals.status == "running" for _, _, totals in self._heard.values()):
+        if self._connected_ns is None or any(totals.status == "running" for _, totals in self._heard.values()):
             return False
         all_heard = len(self._heard) == self._world_size - 1
         return all_heard or self._clock.now_ns() - self._connected_ns > _GRACE_NS
@@ -208,19 +230,20 @@ class Ranks:
         """Takes what rank zero leads, if anything."""
         if not self._store.check([_LEAD]):
             return
-        lead = parsed(Lead, json.loads(self._store.get(_LEAD)))
+        lead = self._read(Lead, self._store.get(_LEAD), 0)
+        if lead is None:
+            return
         if lead.session != self._session and (self._session or lead.ended or lead.session in _left):
             return  # another run than this one, of which one of the two is not there yet, or is no more
         self._session = lead.session
         self._follow(lead)
 
     def _tell(self) -> None:
-        """Puts this rank's totals where rank zero looks for them; each word has a number, so that an old one can be told."""
+        """Puts this rank's totals where rank zero looks for them."""
         if not self._session:
             return
         last = self._last
-        self._words += 1
-        self._store.set(self._key(self._rank), _written(_Word(self._words, last or self._own())))
+        self._store.set(self._key(self._rank), _written(last or self._own()))
         self._told = last is not None
 
     def _gather(self) -> None:
@@ -231,9 +254,11 @@ class Ranks:
         words = self._store.multi_get(keys) if self._store.has_extended_api() else map(self._store.get, keys)
         now_ns = self._clock.now_ns()
         for rank, text in zip(there, words, strict=True):
-            word = parsed(_Word, json.loads(text))
-            if rank not in self._heard or self._heard[rank][0] != word.count:
-                self._heard[rank] = word.count, now_ns, word.totals
+            totals = self._read(RankTotals, text, rank)
+            if totals is None:
+                continue
+            seen_ns, before = self._heard.get(rank, (now_ns, totals))
+            self._heard[rank] = seen_ns if _done(before) == _done(totals) else now_ns, totals
         if len(there) < len(others) and self._connected_ns is not None and now_ns - self._connected_ns > _GRACE_NS:
             self._missing()
 
@@ -251,7 +276,7 @@ class Ranks:
         if self._last is None:
             return
         now_ns = self._clock.now_ns()
-        for rank, (_, seen_ns, totals) in sorted(self._heard.items()):
+        for rank, (seen_ns, totals) in sorted(self._heard.items()):
             if totals.status == "running":
                 self._warn(
                     f"rank {rank} had not ended when rank zero did: its totals are those of {ns_to_s(now_ns - seen_ns):.3g} s before; its "
@@ -259,14 +284,24 @@ class Ranks:
                     key=f"rank {rank}",
                 )
 
+    def _read(self, kind: type[T], text: bytes, rank: int) -> T | None:
+        """What a rank has told; ``None``, with a warning, where it can't be read: what it told before stands."""
+        try:
+            return parsed(kind, json.loads(text))
+        except (ValueError, GreenTorchError) as error:
+            self._warn(
+                f"what rank {rank} tells can't be read ({error}): it is left out. Install one version of green-torch for all ranks",
+                key=f"word of rank {rank}",
+            )
+            return None
+
     def _key(self, rank: int) -> str:
         return f"green_torch/{self._session}/{rank}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Word:
-    count: int
-    totals: RankTotals
+def _done(totals: RankTotals) -> tuple[str, int | None, float | None]:
+    """What changes with every record of a rank, and not with its every word: one that hangs goes on telling the same."""
+    return totals.status, totals.last_step, totals.energy_j
 
 
 def _group() -> Any:

@@ -29,8 +29,9 @@ from green_torch.records import (
     RunSummary,
     RunTotals,
     StepRecord,
+    TrainSums,
 )
-from green_torch.totals import Totals, add_domains, domain_energy, known_sum, sum_amounts
+from green_torch.totals import Totals, add_domains, domain_energy, known_sum, of_node, sum_amounts, train_sums
 from green_torch.units import joules_to_kwh, s_to_ns
 
 if TYPE_CHECKING:
@@ -378,24 +379,34 @@ class Recorder:
             totals = self._totals.build()
         self._forget_levels(span)
         self._doubt_baseline()
-        total_g, savings_g = self._projections(totals)
-        record = replace(record, totals=totals, projected_total_g=total_g, projected_savings_g=savings_g)
+        record = replace(record, totals=totals, projected_total_g=self._projected_g(totals))
         if self._job_of is None:
-            return record
+            if self._baseline is None:
+                return record
+            with self._short:
+                typical = self._totals.means()
+            return replace(record, projected_savings_g=self._savings_g(train_sums(typical, totals.phase(Phase.TRAIN)))[0])
         if phase is Phase.TRAIN:
             self._per_step = record.mean_step()
-        return replace(record, job=self._job_of(self._rank_totals("running", totals, (total_g, savings_g))))
+        return replace(record, job=self._job(self._rank_totals("running", totals)))
 
     def own_totals(self, status: str = "running") -> RankTotals:
         """What this rank tells the others of itself."""
-        totals = self.totals
-        return self._rank_totals(status, totals, self._projections(totals))
+        return self._rank_totals(status, self.totals)
 
-    def _rank_totals(self, status: str, totals: RunTotals, projections: tuple[float | None, float | None]) -> RankTotals:
+    def _job(self, own: RankTotals, *, ended: bool = False) -> JobTotals | None:
+        """All ranks' totals, with what the job saves."""
+        job = self._job_of(own, ended=ended) if self._job_of is not None else None
+        if job is None or self._baseline is None:
+            return job
+        savings_g, lo_g, hi_g = self._savings_g(job.train)
+        return replace(job, projected_savings_g=savings_g, projected_savings_lo_g=lo_g, projected_savings_hi_g=hi_g)
+
+    def _rank_totals(self, status: str, totals: RunTotals) -> RankTotals:
         with self._short:
             typical, last_step = self._totals.means(), self._totals.typical.last_step
         manifest, train = self.manifest, totals.phase(Phase.TRAIN)
-        total_g, savings_g = projections
+        accelerator_j, _, _ = add_domains([domain for domain in totals.domains if not of_node(domain.name)])
         return RankTotals(
             rank=manifest.rank,
             devices=manifest.devices,
@@ -413,8 +424,8 @@ class Recorder:
             tokens=train.tokens,
             model_flops=train.model_flops,
             hardware_flops=train.hardware_flops,
-            projected_total_g=total_g,
-            projected_savings_g=savings_g,
+            projected_total_g=self._projected_g(totals),
+            projected_energy_j=self._projected_j(totals, typical),
             carried_energy_j=manifest.carried_energy_j,
             carried_emissions_g=manifest.carried_emissions_g,
             step_time_s=typical.step_time_s,
@@ -422,6 +433,8 @@ class Recorder:
             mfu=typical.mfu,
             hfu=typical.hfu,
             per_step=self._per_step,
+            accelerator_j=accelerator_j,
+            train=train_sums(typical, train),
         )
 
     def _grid(self, time_unix_ns: int, flags: set[str]) -> IntensityPoint | None:
@@ -454,19 +467,10 @@ class Recorder:
         if stated is None or (stated.fallback and not point.fallback):
             self.restate(intensity=point)
 
-    def _projections(self, totals: RunTotals) -> tuple[float | None, float | None]:
-        """The planned run's emissions and what it saves against the baseline, in grams; from what typical steps cost."""
-        manifest, typical = self.manifest, self._totals.typical
-        planned, per_step_g = manifest.planned_steps, typical.emissions_per_step_g
-        if planned is None or totals.emissions_g is None or per_step_g is None:
-            return None, None
-        total_g = self._projected(totals, totals.emissions_g, manifest.carried_emissions_g, per_step_g, "emissions_g")
-        own = typical.per_unit(self._baseline.unit) if self._baseline else None
-        if self._baseline is None or self._point is None or own is None:
-            return total_g, None
-        energy_per_unit_j, units_per_step = own
-        saved_j = footprint.saving(self._baseline.energy_per_unit_j, energy_per_unit_j, units_per_step * planned)
-        return total_g, footprint.operational_g(saved_j, self.manifest.pue, self._point.g_per_kwh)
+    def _projected_g(self, totals: RunTotals) -> float | None:
+        """The planned run's emissions, in grams, from what typical steps cost."""
+        carried_g, per_step_g = self.manifest.carried_emissions_g, self._totals.typical.emissions_per_step_g
+        return self._projected(totals, totals.emissions_g, carried_g, per_step_g, "emissions_g")
 
     def _doubt_baseline(self) -> None:
         """Says once, on rank zero, why there is no saving against the baseline, or none of like with like; known at the first typical step."""
@@ -478,21 +482,31 @@ class Recorder:
             for doubt in baseline.doubts(self.manifest, counts_unit=typical.per_unit(baseline.unit) is not None):
                 self._warn(doubt)
 
-    def _savings_bounds_g(self, typical: RunSummary) -> tuple[float | None, float | None]:
-        """Between which bounds the saving lies by what the meters warrant of both runs' train steps; ``None`` where one has no bounds."""
+    def _projected_j(self, totals: RunTotals, typical: RunSummary) -> float | None:
+        """The planned run's joules."""
+        return self._projected(totals, totals.energy_j, self.manifest.carried_energy_j, typical.energy_per_step_j, "energy_j")
+
+    def _savings_g(self, train: TrainSums | None) -> tuple[float | None, float | None, float | None]:
+        """What the planned run, of which these are the steps so far, saves against the baseline, and the least and most of it, in grams.
+
+        The bounds are by what the meters warrant of both runs' train steps; ``None`` where one has none.
+        """
         baseline, planned, point = self._baseline, self.manifest.planned_steps, self._point
-        own = self._totals.typical.per_unit(baseline.unit) if baseline else None
-        per_step, lo, hi = typical.energy_per_step_j, typical.energy_per_step_lo_j, typical.energy_per_step_hi_j
-        if baseline is None or planned is None or point is None or own is None or not per_step or lo is None or hi is None:
-            return None, None
-        if baseline.energy_per_unit_lo_j is None or baseline.energy_per_unit_hi_j is None:
-            return None, None
-        energy_per_unit_j, units_per_step = own
-        units = units_per_step * planned
-        least_j = footprint.saving(baseline.energy_per_unit_lo_j, energy_per_unit_j * hi / per_step, units)
-        most_j = footprint.saving(baseline.energy_per_unit_hi_j, energy_per_unit_j * lo / per_step, units)
-        pue, g_per_kwh = self.manifest.pue, point.g_per_kwh
-        return footprint.operational_g(least_j, pue, g_per_kwh), footprint.operational_g(most_j, pue, g_per_kwh)
+        units = train.units(baseline.unit) if train is not None and baseline is not None else None
+        if train is None or baseline is None or planned is None or point is None or units is None:
+            return None, None, None
+        planned_units = units / train.n_steps * planned
+
+        def saved_g(baseline_j: float | None, own_j: float | None) -> float | None:
+            if baseline_j is None or own_j is None:
+                return None
+            saved_j = footprint.saving(baseline_j, own_j / units, planned_units)
+            return footprint.operational_g(saved_j, self.manifest.pue, point.g_per_kwh)
+
+        least_g = saved_g(baseline.energy_per_unit_lo_j, train.energy_hi_j)
+        most_g = saved_g(baseline.energy_per_unit_hi_j, train.energy_lo_j)
+        bounds_g = (None, None) if least_g is None or most_g is None else (least_g, most_g)
+        return saved_g(baseline.energy_per_unit_j, train.energy_j), *bounds_g
 
     def _projected(
         self, totals: RunTotals, so_far: float | None, carried: float | None, per_step: float | None, name: str
@@ -503,8 +517,9 @@ class Recorder:
         if manifest.planned_steps is None or so_far is None or per_step is None or (resumed and carried is None):
             return None
         around = so_far - sum(getattr(totals.phase(phase), name) or 0.0 for phase in (Phase.TRAIN, Phase.SETUP))
-        left = manifest.planned_steps - (manifest.resumed_from_step + 1 if manifest.resumed_from_step is not None else 0)
-        return footprint.projected_total(so_far + (carried or 0.0), per_step, around, train.n_steps, left)
+        return footprint.projected_total(
+            so_far + (carried or 0.0), per_step, around, train.n_steps, manifest.planned_steps - manifest.steps_before
+        )
 
     def _summary(self, status: str, warnings: tuple[str, ...]) -> RunSummary:
         with self._short:
@@ -513,9 +528,10 @@ class Recorder:
         cost = None
         if price is not None and totals.facility_energy_j is not None:
             cost = joules_to_kwh(totals.facility_energy_j) * price
-        total_g, savings_g = self._projections(totals)
-        savings_lo_g, savings_hi_g = (None, None) if savings_g is None else self._savings_bounds_g(typical)
-        carried_j = self.manifest.carried_energy_j
+        own = (
+            train_sums(typical, totals.phase(Phase.TRAIN)) if self._job_of is None else None
+        )  # a job's saving is that of all ranks
+        savings_g, savings_lo_g, savings_hi_g = self._savings_g(own)
         total_s = self._projected(totals, totals.duration_s, 0.0, typical.step_time_s, "duration_s")
         return replace(
             typical,
@@ -524,14 +540,14 @@ class Recorder:
             resolved_through=resolved_through,
             totals=totals,
             cost=cost,
-            projected_total_g=total_g,
+            projected_total_g=self._projected_g(totals),
             projected_savings_g=savings_g,
             projected_savings_lo_g=savings_lo_g,
             projected_savings_hi_g=savings_hi_g,
-            projected_energy_j=self._projected(totals, totals.energy_j, carried_j, typical.energy_per_step_j, "energy_j"),
+            projected_energy_j=self._projected_j(totals, typical),
             time_left_s=None if total_s is None else max(0.0, total_s - totals.duration_s),
             warnings=warnings,
-            job=self._job_of(self.own_totals(status), ended=True) if self._job_of is not None else None,
+            job=self._job(self.own_totals(status), ended=True) if self._job_of is not None else None,
         )
 
     def _hand_out(self, item: Item) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar, final
 
@@ -297,6 +297,30 @@ class PerStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSums:
+    """What typical train steps (none in which FLOPs were counted) took so far: of one rank, or of all, whose steps are the same ones.
+
+    ``energy_j`` and the units are ``None`` where some of it is not known.
+    """
+
+    n_steps: int
+    energy_j: float | None = None
+    energy_lo_j: float | None = None
+    energy_hi_j: float | None = None
+    samples: float | None = None
+    tokens: float | None = None
+
+    def units(self, unit: str) -> float | None:
+        """How many tokens, samples or steps these are; ``None`` where that is not known."""
+        return {"token": self.tokens, "sample": self.samples, "step": float(self.n_steps)}[unit] or None
+
+    @property
+    def work_alone(self) -> TrainSums:
+        """The same steps without joules of their own, for another rank meters them."""
+        return replace(self, energy_j=0.0, energy_lo_j=None, energy_hi_j=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
     """What adds up over ranks: the segment so far, the train phase's work, and what is projected and carried."""
 
@@ -312,7 +336,7 @@ class Sums:
     model_flops: float | None = None
     hardware_flops: float | None = None
     projected_total_g: float | None = None
-    projected_savings_g: float | None = None
+    projected_energy_j: float | None = None
     carried_energy_j: float | None = None
     carried_emissions_g: float | None = None
 
@@ -322,7 +346,8 @@ class Sums:
 class RankTotals(Sums):
     """What one rank tells the others of itself. ``status`` is "running" until its run has ended; the means are over typical steps.
 
-    ``devices`` are the manifest's.
+    ``devices`` are the manifest's; ``accelerator_j`` are the segment's joules without those of CPU and memory, which one rank of a node
+    meters for all.
     """
 
     rank: int
@@ -335,6 +360,8 @@ class RankTotals(Sums):
     mfu: float | None = None
     hfu: float | None = None
     per_step: PerStep | None = None
+    accelerator_j: float | None = None
+    train: TrainSums | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,10 +381,12 @@ class JobTotals(Sums):
     """All ranks together, as rank zero knows them: sums over those that report, each as of its last word.
 
     ``mfu`` and ``hfu`` are FLOPs over the sum of the peaks. ``silent`` ranks never reported, and nothing of them is in the sums;
-    ``oldest_age_s`` is the age of the oldest word of a rank whose run has not ended (``oldest_rank``): long where it died.
-    ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds. ``sharing`` ranks meter nothing but what
-    another one meters as well: their joules and grams are in no sum, their work is, and their peaks stand in ``mfu`` as if they had
-    devices of their own.
+    ``oldest_age_s`` is how long ago a rank whose run has not ended last told anything new (``oldest_rank``, the longest ago): long where
+    it died, and where it hangs. ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds. ``sharing``
+    ranks meter nothing but what another one meters as well: their joules and grams are in no sum, their work is, and their peaks stand in
+    ``mfu`` as if they had devices of their own. ``rank_energy_j`` is of the accelerators alone where every rank meters some
+    (``accelerators_alone``). What is projected, and ``train``, is ``None`` unless all ranks know it. A job has one saving: its own joules
+    per unit of work against the baseline's, both of all ranks; ``projected_savings_lo_g`` and ``..._hi_g`` are its bounds, by the meters'.
     """
 
     world_size: int
@@ -373,6 +402,11 @@ class JobTotals(Sums):
     rank_step_time_s: Spread | None = None
     per_step: PerStep | None = None
     sharing: tuple[int, ...] = ()
+    accelerators_alone: bool = False
+    train: TrainSums | None = None
+    projected_savings_g: float | None = None
+    projected_savings_lo_g: float | None = None
+    projected_savings_hi_g: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +415,8 @@ class StepRecord:
 
     Energy, time, work and FLOPs are sums over them; ``power_w``, ``mfu`` and ``hfu`` are means. ``step`` is the last of them, on the
     step axis of the user's own loss. ``energy_j`` is IT energy; ``facility_energy_j`` is that times PUE. ``mfu`` and ``hfu`` are
-    fractions. ``totals`` is this rank's segment so far, this record included; ``job``, on rank zero of several, all ranks'.
+    fractions. ``totals`` is this rank's segment so far, this record included; ``job``, on rank zero of several, all ranks', and there
+    alone stands a job's saving.
     """
 
     step: int
@@ -521,7 +556,8 @@ class Manifest:
     A run has segments, one for each start of its process; they share ``run_id``, and ``started_unix_ns`` orders them. ``segment`` is
     one more than that of the segment which saved the checkpoint, or than the last one in the directory, whichever is later (two that
     were started in different directories from one checkpoint may bear the same number). Where a segment went on from a checkpoint,
-    ``resumed_from_step`` is the checkpoint's step (-1: it was saved before the first) and ``previous_segment`` the one that saved it:
+    ``resumed_from_step`` is the checkpoint's step (-1: it was saved before the first), ``steps_before`` how many steps the run had done
+    by then (on whatever step axis), and ``previous_segment`` the one that saved it:
     every record of an earlier segment of this rank with a later step was done again, unless the run had completed by then: then this
     segment is a branch of it, and takes nothing back. Both ``None`` where no checkpoint was told of, as in a new run or a requeued
     job: then nothing is known to have been done again.
@@ -562,6 +598,7 @@ class Manifest:
     carried_emissions_g: float | None = None
     job: Mapping[str, str] = field(default_factory=dict)
     deferrals: tuple[Deferral, ...] = ()
+    steps_before: int = 0
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -576,7 +613,8 @@ class RunSummary:
     """A run (or the part of it that is resolved), for people and for the last line of its file.
 
     ``totals`` covers everything up to ``resolved_through`` (the last step whose energy is settled). The means are over the train
-    steps that were not flagged ``counted``; per-unit figures are ``None`` where no tokens or samples were given.
+    steps that were not flagged ``counted``; per-unit figures are ``None`` where no tokens or samples were given. In a job of several
+    ranks all of it is this rank's own, projections included; ``job`` has those of all ranks, and alone has a saving.
     """
 
     manifest: Manifest
@@ -698,23 +736,29 @@ class RunSummary:
         yield "emissions", f"{grams(totals.emissions_g)} ({where}; PUE {manifest.pue:g}, {manifest.pue_source})"
         if manifest.embodied is not None:
             yield "  embodied", f"{grams(totals.embodied_g)} of it ({manifest.embodied.source})"
-        if self.projected_total_g is not None and self.status == "running":
-            energy = "" if self.projected_energy_j is None else f" and {kwh(self.projected_energy_j)}"
+        if self.job is None:
+            yield from self._projected_lines(self)
+        if self.cost is not None:
+            yield "price", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
+
+    def _projected_lines(self, of: RunSummary | JobTotals) -> Iterator[tuple[str, str]]:
+        """What the planned steps will come to, and save: of a process alone, or of all ranks."""
+        manifest, indent = self.manifest, "" if of is self else "  "
+        if of.projected_total_g is not None and self.status == "running":
+            energy = "" if of.projected_energy_j is None else f" and {kwh(of.projected_energy_j)}"
             left = "" if self.time_left_s is None else f", {hours(self.time_left_s)} left"
-            yield "projected", f"{grams(self.projected_total_g)}{energy} for {manifest.planned_steps} steps{left}"
-        if self.projected_savings_g is not None:
-            between = _between(self.projected_savings_lo_g, self.projected_savings_hi_g, grams)
+            yield f"{indent}projected", f"{grams(of.projected_total_g)}{energy} for {manifest.planned_steps} steps{left}"
+        if of.projected_savings_g is not None:
+            between = _between(of.projected_savings_lo_g, of.projected_savings_hi_g, grams)
             known = (
                 f"{between} by the meters' bounds on both runs, the scatter of steps not in it"
                 if between
                 else ", bounds unknown"
             )
             yield (
-                "saving",
-                f"{grams(self.projected_savings_g)}{known}; over {manifest.planned_steps} steps, against {manifest.baseline}",
+                f"{indent}saving",
+                f"{grams(of.projected_savings_g)}{known}; over {manifest.planned_steps} steps, against {manifest.baseline}",
             )
-        if self.cost is not None:
-            yield "price", f"{self.cost:.4g} at {manifest.price_per_kwh:g} per kWh"
 
     def _deferral_lines(self) -> Iterator[tuple[str, str]]:
         """What putting work off was planned to save, and did."""
@@ -732,7 +776,9 @@ class RunSummary:
             return
         silent = f"; nothing was heard of {_named(job.silent)}" if job.silent else ""
         age = (
-            "" if job.oldest_rank is None else f"; rank {job.oldest_rank} last told its totals {si(job.oldest_age_s, 's')} ago"
+            ""
+            if job.oldest_rank is None
+            else f"; rank {job.oldest_rank} last told anything new {si(job.oldest_age_s, 's')} ago"
         )
         yield (
             "all ranks",
@@ -744,17 +790,14 @@ class RunSummary:
         if job.mfu is not None:
             hfu = "unknown" if job.hfu is None else f"{job.hfu:.1%}"
             yield "  MFU", f"{job.mfu:.1%}, HFU {hfu} of {si(job.peak_flop_per_s, 'FLOP/s')} (the peaks' sum)"
-        if job.projected_total_g is not None and self.status == "running":
-            yield "  projected", grams(job.projected_total_g)
-        for name, spread, text in (
-            ("  per rank", job.rank_energy_j, kwh),
-            ("  step time", job.rank_step_time_s, lambda value: si(value, "s")),
+        yield from self._projected_lines(job)
+        for name, spread, text, of in (
+            ("  per rank", job.rank_energy_j, kwh, "; accelerators alone" if job.accelerators_alone else ""),
+            ("  step time", job.rank_step_time_s, lambda value: si(value, "s"), ""),
         ):
             if spread is not None:
-                yield (
-                    name,
-                    f"{text(spread.min)} (rank {spread.min_rank}), median {text(spread.median)}, {text(spread.max)} (rank {spread.max_rank})",
-                )
+                low, high = f"{text(spread.min)} (rank {spread.min_rank})", f"{text(spread.max)} (rank {spread.max_rank})"
+                yield name, f"{low}, median {text(spread.median)}, {high}{of}"
 
 
 def _named(ranks: tuple[int, ...]) -> str:

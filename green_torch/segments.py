@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +32,20 @@ _VERSIONS = 20  # so many of them are looked at
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint says of the run that saved it. ``step`` is -1 before the first; ``log_dir`` "" where there was none."""
+    """What a checkpoint says of the run that saved it. ``step`` is -1 before the first; ``log_dir`` "" where there was none.
+
+    ``steps_done`` is how many steps the run had done, whatever its step axis calls them.
+    """
 
     run_id: str
     segment: int
     step: int
     log_dir: str = ""
+    steps_done: int = 0
 
     def state(self) -> dict[str, Any]:
         """As plain JSON."""
-        return {"run_id": self.run_id, "segment": self.segment, "step": self.step, "log_dir": self.log_dir}
+        return asdict(self)
 
 
 def checkpoint(state: object) -> Checkpoint | None:
@@ -52,7 +56,10 @@ def checkpoint(state: object) -> Checkpoint | None:
     numbers = all(isinstance(number, int) and not isinstance(number, bool) for number in (segment, step))
     if not (isinstance(run_id, str) and run_id and numbers):
         return None
-    return Checkpoint(run_id, int(segment or 0), int(step or 0), log_dir if isinstance(log_dir, str) else "")
+    done = state.get("steps_done")
+    if not isinstance(done, int) or isinstance(done, bool):
+        done = int(step or 0) + 1  # one of an earlier version, which takes a step axis from 0 for granted
+    return Checkpoint(run_id, int(segment or 0), int(step or 0), log_dir if isinstance(log_dir, str) else "", done)
 
 
 @dataclass(frozen=True, slots=True)

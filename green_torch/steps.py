@@ -196,15 +196,21 @@ class StepBuilder:
         self._record = _Open(Phase.TRAIN, begin)  # whole steps not yet made a record
         self._phases: list[_Open] = []
         self._last_step = -1
+        self._steps_done = 0
 
     @property
     def last_step(self) -> int:
         """The last step that ended; -1 before the first."""
         return self._last_step
 
-    def resume(self, step: int) -> None:
-        """Goes on after this step, done by an earlier segment; before the first step here."""
-        self._last_step = step
+    @property
+    def steps_done(self) -> int:
+        """Steps that have ended, whatever the step axis calls them; with those of earlier segments."""
+        return self._steps_done
+
+    def resume(self, step: int, steps_done: int) -> None:
+        """Goes on after this step, when so many had been done by earlier segments; before the first step here."""
+        self._last_step, self._steps_done = step, steps_done
 
     @property
     def unread_since_ns(self) -> float:
@@ -262,7 +268,8 @@ class StepBuilder:
         record.flags |= under_way.flags
         under_way.cut(at)
         pieces, number = _joined(record.pieces, under_way.pieces), self._last_step + 1 if step is None else step
-        record.pieces, self._step, self._last_step = pieces, following, number  # as one, for the sake of an interruption
+        done = self._steps_done + 1  # what follows is as one, for the sake of an interruption
+        record.pieces, self._step, self._last_step, self._steps_done = pieces, following, number, done
         if alone or self._cadence.due(record.tally.n_steps, self._last_step):
             spans += self.flush()
         return spans

@@ -33,6 +33,13 @@ _JOB = {
     "elastic_restart_count": "TORCHELASTIC_RESTART_COUNT",
 }  # https://slurm.schedmd.com/sbatch.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES, https://docs.pytorch.org/docs/stable/elastic/run.html
 
+_LOCAL_RANKS = (  # a launcher's variable for the place on the node, and its rank, by which it is known to speak of this process
+    ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_RANK"),
+    ("MPI_LOCALRANKID", "PMI_RANK"),
+    ("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_RANK"),
+    ("SLURM_LOCALID", "SLURM_PROCID"),
+)  # https://docs.open-mpi.org/en/v5.0.x/tuning-apps/environment-var.html, Intel MPI's and MVAPICH2's guides, srun's manual
+
 _LAUNCH = (  # what is the same in every process of a start, and seldom in two
     "SLURM_JOB_ID",
     "SLURM_STEP_ID",
@@ -75,9 +82,8 @@ def place() -> Place:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size <= 1:
         return Place(rank, world_size)
-    text = os.environ.get("LOCAL_RANK")
-    if text is None and os.environ.get("SLURM_PROCID") == str(rank):
-        text = os.environ.get("SLURM_LOCALID")
+    told = [os.environ.get(local) for local, launched in _LOCAL_RANKS if os.environ.get(launched) == str(rank)]
+    text = next((local for local in (os.environ.get("LOCAL_RANK"), *told) if local is not None), None)
     local_rank = int(text) if text is not None else 0 if rank == 0 else None
     chosen = sys.modules["torch"].cuda.current_device() if cuda_in_use() else 0
     return Place(rank, world_size, local_rank, chosen or (-1 if local_rank is None else local_rank))

@@ -7,11 +7,22 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from green_torch.records import DomainEnergy, Flag, Instant, Method, Phase, PhaseTotals, RunSummary, RunTotals, StepRecord
+from green_torch.records import (
+    DomainEnergy,
+    Flag,
+    Instant,
+    Method,
+    Phase,
+    PhaseTotals,
+    RunSummary,
+    RunTotals,
+    StepRecord,
+    TrainSums,
+)
 from green_torch.timeline import Amount, DomainTimeline, Level, Telescope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 class Totals:
@@ -181,6 +192,53 @@ class Typical:
         )
 
 
+def train_sums(typical: RunSummary, train: PhaseTotals) -> TrainSums | None:
+    """The sums that a summary's means are of; ``None`` where it has no typical step.
+
+    Units are those that the joules per unit were taken over; where nothing is metered, the train phase's share of them.
+    """
+    steps, per_step_j = typical.n_steps, typical.energy_per_step_j
+    if not steps:
+        return None
+
+    def units(per_unit_j: float | None, counted: int | None) -> float | None:
+        if per_step_j is not None:
+            return steps * per_step_j / per_unit_j if per_unit_j else None
+        return None if counted is None else counted * steps / train.n_steps
+
+    return TrainSums(
+        n_steps=steps,
+        energy_j=_times(typical.energy_per_step_j, steps),
+        energy_lo_j=_times(typical.energy_per_step_lo_j, steps),
+        energy_hi_j=_times(typical.energy_per_step_hi_j, steps),
+        samples=units(typical.energy_per_sample_j, train.samples),
+        tokens=units(typical.energy_per_token_j, train.tokens),
+    )
+
+
+def of_all_ranks(parts: Sequence[TrainSums | None]) -> TrainSums | None:
+    """A job's steps out of each rank's; ``None`` where one rank's are not known. Joules without bounds stand at face value."""
+    ranks = [one for one in parts if one is not None]
+    if len(ranks) < len(parts) or not ranks:
+        return None
+    lo_j = [one.energy_j if one.energy_lo_j is None else one.energy_lo_j for one in ranks]
+    hi_j = [one.energy_j if one.energy_hi_j is None else one.energy_hi_j for one in ranks]
+    bounded = any(one.energy_lo_j is not None for one in ranks)
+    return TrainSums(
+        n_steps=max(one.n_steps for one in ranks),
+        energy_j=_sum_if_all([one.energy_j for one in ranks]),
+        energy_lo_j=_sum_if_all(lo_j) if bounded else None,
+        energy_hi_j=_sum_if_all(hi_j) if bounded else None,
+        samples=_sum_if_all([one.samples for one in ranks]),
+        tokens=_sum_if_all([one.tokens for one in ranks]),
+    )
+
+
+def of_node(name: str) -> bool:
+    """Whether a domain is what a node has once, CPU or memory, and no accelerator."""
+    return name.rstrip("0123456789") in {"cpu", "dram"}
+
+
 def add_domains(domains: tuple[DomainEnergy, ...] | list[DomainEnergy]) -> tuple[float | None, float | None, float | None]:
     """Joules of several domains together, with bounds.
 
@@ -219,6 +277,15 @@ def known_sum(a: Number | None, b: Number | None) -> Number | None:
     if a is None:
         return b
     return a if b is None else a + b
+
+
+def _sum_if_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if len(known) == len(values) else None
+
+
+def _times(value: float | None, n: int) -> float | None:
+    return None if value is None else n * value
 
 
 def _sum_of_known(values: Iterable[float | None]) -> float | None:

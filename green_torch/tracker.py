@@ -151,7 +151,7 @@ class Tracker:
         self._summary: RunSummary | None = None
         self._saved: Checkpoint | None = None  # the checkpoint that this run goes on from
         self._earlier: Path | None = None  # where the run is that this one goes on with, since the job was started again
-        self._step = -1  # the last one before the context, or in it once it is left
+        self._step, self._steps_done = -1, 0  # the last one before the context, or in it once it is left; how many by then
         self._file: Path | None = None
         self._ranks: Ranks | None = None
         self._pauses: LoopPauses | None = None
@@ -241,6 +241,11 @@ class Tracker:
     def last_step(self) -> int:
         """The last step that ended, on the step axis of the records; before the first the checkpoint's, or -1."""
         return self._journal.last_step if self._journal is not None else self._step
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that the run has done, with those before the checkpoint that it goes on from, whatever the step axis calls them."""
+        return self._journal.steps_done if self._journal is not None else self._steps_done
 
     @property
     def log_dir(self) -> Path | None:
@@ -362,7 +367,7 @@ class Tracker:
             self._pauses = LoopPauses(directory=directory, save=save, warn=self._warnings, account=self.account, **options)
             self._halts.append(self._pauses.close)
         planned = self.manifest.planned_steps
-        left = planned - 1 - self.last_step if steps_left is None and planned is not None else steps_left
+        left = planned - self.steps_done if steps_left is None and planned is not None else steps_left
         return self._pauses.after_step(left, self.phase)
 
     @property
@@ -432,7 +437,7 @@ class Tracker:
         self._recorder.deliver(deadline_ns)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint should hold for :meth:`load_state_dict`: run id, segment, last step and directory, as plain JSON.
+        """What a checkpoint should hold for :meth:`load_state_dict`: run id, segment, steps and directory, as plain JSON.
 
         Ends the record under way, so that steps after the checkpoint, which may have to be done again, stand in records of their own.
         Call it on every rank that saves; ``{}`` where nothing is measured.
@@ -442,9 +447,8 @@ class Tracker:
         if self._journal is not None:
             self._journal.flush()
         manifest = self.manifest
-        return Checkpoint(
-            manifest.run_id, manifest.segment, self.last_step, str(self._log_dir.resolve()) if self._log_dir else ""
-        ).state()
+        log_dir = str(self._log_dir.resolve()) if self._log_dir else ""
+        return Checkpoint(manifest.run_id, manifest.segment, self.last_step, log_dir, self.steps_done).state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the run that saved this state: same run id, next segment, and steps count on after the checkpoint's.
@@ -468,13 +472,14 @@ class Tracker:
     def _continue(self, saved: Checkpoint) -> None:
         """Takes the run's id and step axis from the checkpoint."""
         self._saved = saved
-        self._step = saved.step
+        self._step, self._steps_done = saved.step, saved.steps_done
         if self._journal is not None:
-            self._journal.resume(saved.step)
+            self._journal.resume(saved.step, saved.steps_done)
         self._recorder.restate(
             run_id=saved.run_id,
             segment=max(self.manifest.segment, saved.segment + 1),
             resumed_from_step=saved.step,
+            steps_before=saved.steps_done,
             previous_segment=saved.segment,
         )
         self._carry()
@@ -582,7 +587,7 @@ class Tracker:
             warn=self._warnings,
             peak_memory=lambda: peak_memory_bytes(self._model),
         )
-        journal.resume(self._step)
+        journal.resume(self._step, self._steps_done)
 
         def tick() -> None:
             journal.read(wait=False)
@@ -599,7 +604,7 @@ class Tracker:
         try:
             deadline_ns = self._clock.now_ns() + s_to_ns(PATIENCE_S)
             if journal is not None:
-                self._step = journal.last_step
+                self._step, self._steps_done = journal.last_step, journal.steps_done
                 journal.finish()
                 self._settle(journal, deadline_ns)
                 if journal.behind:

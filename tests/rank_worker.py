@@ -32,7 +32,8 @@ class CountedMeter:
 
     interval_s = None
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, share: float = 1.0) -> None:
+        self.share = share
         self.domains = tuple(Domain(name, Method.COUNTER, name, "the script") for name in names)
         self.energy_j = 0.0
 
@@ -40,7 +41,7 @@ class CountedMeter:
         """The joules so far, the same for each domain."""
         now_ns = time.monotonic_ns()
         self.energy_j += 1e-6
-        return Reading(now_ns, time.monotonic_ns(), {domain.name: self.energy_j for domain in self.domains})
+        return Reading(now_ns, time.monotonic_ns(), {domain.name: self.share * self.energy_j for domain in self.domains})
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -107,6 +108,8 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-group", action="store_true")
     parser.add_argument("--grid", type=Path)  # a provider on the network, and where each rank's requests are noted
     parser.add_argument("--linger", type=int)  # this rank takes two seconds more
+    parser.add_argument("--baseline")
+    parser.add_argument("--share", type=float, default=1.0)  # of the joules that are handed out, what the meters show
     parser.add_argument("--again", action="store_true")  # a short run before, which rank 1 leaves long after rank 0
     args = parser.parse_args(options)
     rank = int(os.environ["RANK"])
@@ -121,7 +124,7 @@ def main(options: Sequence[str] | None = None) -> None:
     earlier = green_torch.track(meters=[CountedMeter("gpu0")], intensity=1.0, enabled=args.again)
     with earlier:
         time.sleep(0.3 + 3.5 * rank if args.again else 0)
-    gpu, node = CountedMeter(f"gpu{rank}"), CountedMeter("cpu", "dram")
+    gpu, node = CountedMeter(f"gpu{rank}", share=args.share), CountedMeter("cpu", "dram", share=args.share)
     began = time.monotonic()
     tracker = green_torch.track(
         log_dir=args.log_dir,
@@ -130,6 +133,8 @@ def main(options: Sequence[str] | None = None) -> None:
         log_every_n_steps=1,
         flops_per_step=1e6,
         peak_flop_per_s=1e9,
+        baseline=args.baseline,
+        planned_steps=1000 if args.baseline else None,
     )
     with tracker:
         if args.late_group:

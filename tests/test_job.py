@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from green_torch.job import combined, sharers
-from green_torch.records import PerStep, RankTotals
+from green_torch.records import PerStep, RankTotals, TrainSums
 
 
 def job(*ranks, age_s=None, world_size=None, ended=False, complete=False):
@@ -110,3 +110,48 @@ def test_a_step_of_the_job_waits_for_all_ranks():
     assert job(zero, silent).per_step is None
     assert job(zero, silent, complete=True).per_step.energy_j == 10.0
     assert job(zero, RankTotals(rank=1, status="failed")).per_step.energy_j == 10.0
+
+
+def test_a_nodes_cpu_makes_no_straggler():
+    """Ranks are compared by their accelerators alone where each meters some; where one has none, by all that each meters."""
+    zero = RankTotals(rank=0, energy_j=150.0, accelerator_j=100.0)
+    one = RankTotals(rank=1, energy_j=110.0, accelerator_j=110.0)
+    spread = job(zero, one)
+    assert (spread.rank_energy_j.max, spread.rank_energy_j.max_rank, spread.accelerators_alone) == (110.0, 1, True)
+    spread = job(zero, replace(one, accelerator_j=None))
+    assert (spread.rank_energy_j.max, spread.rank_energy_j.max_rank, spread.accelerators_alone) == (150.0, 0, False)
+
+
+def test_a_job_is_projected_where_every_rank_is():
+    """Grams and joules of the planned steps: unknown while a rank is silent or does not know its own; sharers add none."""
+    zero = RankTotals(rank=0, projected_total_g=10.0, projected_energy_j=100.0, devices=("GPU-a",))
+    one = RankTotals(rank=1, projected_total_g=20.0, projected_energy_j=200.0, devices=("GPU-b",))
+    both = job(zero, one)
+    assert (both.projected_total_g, both.projected_energy_j) == (30.0, 300.0)
+    assert job(zero, world_size=2, complete=True).projected_total_g is None
+    part = job(zero, replace(one, projected_energy_j=None))
+    assert (part.projected_total_g, part.projected_energy_j) == (30.0, None)
+    assert job(zero, replace(one, devices=("GPU-a",))).projected_energy_j == 100.0
+
+
+def test_ranks_of_a_job_on_cpus_need_no_joules_of_their_own():
+    """Without accelerators one rank meters each node: the others' work counts, and nothing is unknown by them."""
+    zero = RankTotals(
+        rank=0, node="a", energy_j=9.0, projected_energy_j=90.0, train=TrainSums(n_steps=4, energy_j=8.0, tokens=4.0)
+    )
+    one = RankTotals(rank=1, node="a", train=TrainSums(n_steps=4, tokens=4.0))
+    both = job(zero, one)
+    assert (both.projected_energy_j, both.train.energy_j, both.train.tokens) == (90.0, 8.0, 8.0)
+    for unknown in (job(zero, replace(one, node="b")), job(replace(zero, accelerator_j=5.0), one)):
+        assert (unknown.projected_energy_j, unknown.train.energy_j) == (None, None)
+
+
+def test_a_jobs_train_steps_are_all_ranks_together():
+    """Joules and units add up, steps don't; joules without bounds stand at face value; unknown where a rank's are."""
+    zero = RankTotals(rank=0, train=TrainSums(n_steps=4, energy_j=40.0, energy_lo_j=30.0, energy_hi_j=50.0, tokens=8.0))
+    one = RankTotals(rank=1, train=TrainSums(n_steps=4, energy_j=20.0, tokens=8.0, samples=4.0))
+    assert job(zero, one).train == TrainSums(n_steps=4, energy_j=60.0, energy_lo_j=50.0, energy_hi_j=70.0, tokens=16.0)
+    assert job(zero, RankTotals(rank=1)).train is None
+    assert job(zero, world_size=2, complete=True).train is None
+    shared = job(replace(zero, devices=("GPU-a",)), replace(one, devices=("GPU-a",))).train
+    assert (shared.energy_j, shared.energy_hi_j, shared.tokens) == (40.0, 50.0, 16.0)

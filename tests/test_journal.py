@@ -102,7 +102,7 @@ def test_in_phase_is_known_at_once():
 def test_last_step_counts_what_is_not_yet_read():
     """It needs no tick; a step's own number moves the axis, and a resumed run goes on after the checkpoint's."""
     desk = Desk()
-    desk.journal.resume(41)
+    desk.journal.resume(41, 42)
     assert desk.journal.last_step == 41
     desk.step()
     assert desk.journal.last_step == 42

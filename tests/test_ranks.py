@@ -14,10 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import green_torch
 from green_torch import ledger
-from green_torch.errors import GreenTorchWarning
+from green_torch.arguments import baseline_of
+from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.records import Flag, PerStep, Phase, RankTotals
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, read_last, run_file
+from green_torch.sinks.tensorboard import scalars
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from tests import rank_worker
 from tests.processes import TWO_RANKS, environment, forked_ranks, preload
@@ -97,13 +99,17 @@ class OtherRank:
 
     def __init__(self, store: dist.Store) -> None:
         self._store = store
-        self._words = 0
 
     def tell(self, **totals: Any) -> None:
         session = json.loads(self._store.get("green_torch/lead"))["session"]
-        self._words += 1
-        word = {"count": self._words, "totals": plain(RankTotals(rank=1, **totals))}
-        self._store.set(f"green_torch/{session}/1", json.dumps(word))
+        self._key = f"green_torch/{session}/1"
+        self.put(json.dumps(plain(RankTotals(rank=1, **totals))))
+
+    def put(self, word: str) -> None:
+        self._store.set(self._key, word)
+
+    def take_back(self) -> None:
+        self._store.delete_key(self._key)
 
 
 @pytest.fixture
@@ -155,6 +161,120 @@ def test_a_rank_that_never_tells_holds_nothing_up(other_rank):
         assert [(record.step, record.job.per_step) for record in sink.records] == [(0, None)]
 
 
+def test_a_rank_that_hangs_grows_old(other_rank):
+    """A rank that tells the same again and again, as its thread goes on while its loop stands, is as old as its last record."""
+    clock, sink = ScriptedClock(), MemorySink()
+    meter = ScriptedMeter(clock, {"gpu0": 100.0})
+    with green_torch.track(clock=clock, meters=[meter], sinks=[sink], intensity=1.0, log_every_n_steps=1) as tracker:
+        for second in range(60):
+            other_rank.tell(energy_j=7.0 + min(second, 9), last_step=min(second, 9), per_step=PerStep(energy_j=5.0))
+            clock.advance(1.0)
+            tracker.step()
+        job = tracker.summary().job
+        assert (job.oldest_rank, job.oldest_age_s) == (1, pytest.approx(50.0, abs=1.5))
+        assert "rank 1 last told anything new 5" in str(tracker.summary())
+        assert dict(scalars(sink.records[-1]))["green_detail/rank_oldest_age_s"] == pytest.approx(49.0, abs=2.0)
+        other_rank.tell(energy_j=17.0, last_step=10, status="completed")
+
+
+def test_a_word_that_cannot_be_read_is_left_out(other_rank):
+    """What rank 1 told before stands, rank zero says so once, and takes the next word that it can read."""
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock, {"gpu0": 100.0})
+    with green_torch.track(clock=clock, meters=[meter], intensity=1.0) as tracker:
+        other_rank.tell(energy_j=7.0)
+        clock.advance(1.0)
+        other_rank.put("{torn")
+        with pytest.warns(GreenTorchWarning, match="what rank 1 tells can't be read"):
+            clock.advance(1.0)
+        assert tracker.summary().job.energy_j == 7.0  # this rank has no record yet
+        other_rank.tell(energy_j=9.0, status="completed")
+    assert tracker.summary().job.ended == 2
+    assert len(tracker.summary().warnings) == 1
+
+
+def test_a_store_that_fails_is_asked_again(other_rank):
+    """A call that fails is made again a second later, and nothing is missing; where it fails to the end, rank zero says of whom."""
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock, {"gpu0": 100.0})
+    tracker = green_torch.track(clock=clock, meters=[meter], intensity=1.0)
+    with pytest.warns(GreenTorchWarning), tracker:
+        other_rank.tell(energy_j=7.0, last_step=1)
+        clock.advance(1.0)
+        other_rank.take_back()  # asked for, it is waited for in vain
+        clock.advance(0.3)
+        other_rank.tell(energy_j=8.0, last_step=2)
+        clock.advance(0.6)
+        assert tracker.summary().job.oldest_age_s > 0.8
+        clock.advance(0.6)
+        assert tracker.summary().job.oldest_age_s < 0.5
+        assert not tracker.summary().warnings
+        other_rank.take_back()
+    exchange, rank = tracker.summary().warnings
+    assert "rank zero's are without what the other ranks have done since" in exchange
+    assert "rank 1 had not ended when rank zero did" in rank
+
+
+def test_a_group_may_come_at_the_very_end(monkeypatch):
+    """One that forms less than an exchange before the run ends is a group: rank zero says whom it has not heard of."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock, {"gpu0": 100.0})
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    tracker = green_torch.track(clock=clock, meters=[meter], intensity=1.0)
+    with pytest.warns(GreenTorchWarning, match="nothing was heard of 1 of 2 ranks"), tracker:
+        clock.advance(1.0)
+        dist.init_process_group("fake", store=store, rank=0, world_size=2)
+    dist.destroy_process_group()
+    assert not any("no process group" in warning for warning in tracker.summary().warnings)
+
+
+def one_rank_alone(log_dir, monkeypatch, rank, power_w, tokens):
+    """What a rank of two leaves behind: 40 steps of 0.1 s."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "n1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    clock = ScriptedClock()
+    meter = ScriptedMeter(clock, power_w)
+    with green_torch.track(clock=clock, meters=[meter], intensity=1.0, log_dir=log_dir, run_name="base") as tracker:
+        for _ in range(40):
+            clock.advance(0.1)
+            tracker.step(tokens=tokens)
+
+
+@pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
+def test_a_baseline_on_cpus_is_all_ranks_work(tmp_path, monkeypatch):
+    """Where rank zero alone meters the node, its joules stand against the tokens of both ranks."""
+    for rank in (0, 1):
+        one_rank_alone(tmp_path, monkeypatch, rank, {"cpu": 100.0}, 100)
+    assert baseline_of(tmp_path).energy_per_unit_j == pytest.approx(10.0 / 200)
+
+
+@pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
+def test_a_job_saves_against_a_job(tmp_path, monkeypatch):
+    """All ranks' joules per token against all of the baseline's: the same job saves nothing, one of half the joules half of them."""
+    one_rank_alone(tmp_path / "base", monkeypatch, 0, {"gpu0": 100.0, "cpu": 10.0, "dram": 10.0}, 100)
+    with pytest.raises(ArgumentError, match="that run had 2 ranks, and there are files of 1 of them"):
+        baseline_of(tmp_path / "base")
+    one_rank_alone(tmp_path / "base", monkeypatch, 1, {"gpu1": 200.0}, 101)
+    whole_g = 1000 * sum(STEP_J)  # of a thousand planned steps; at 3.6e6 g/kWh a joule is a gram
+    slack_g = 0.08 * whole_g  # on a busy machine the joules of the last steps are read after them: of 40, say three
+    for share, saved_g in ((1.0, 0.0), (0.5, whole_g / 2)):
+        (tmp_path / str(share)).mkdir()
+        zero, one = two(tmp_path / str(share), "--steps", "40", "--baseline", str(tmp_path / "base"), "--share", str(share))
+        assert (zero.code, one.code) == (0, 0), zero.errors + one.errors
+        job = zero.line["job"]
+        assert job["projected_savings_g"] == pytest.approx(saved_g, abs=slack_g)
+        assert job["projected_savings_lo_g"] <= job["projected_savings_g"] <= job["projected_savings_hi_g"]
+        assert job["projected_energy_j"] == pytest.approx(share * whole_g, abs=slack_g)
+        saving = next(line for line in zero.line["text"].splitlines() if "saving" in line)
+        assert "over 1000 steps, against base (0.1592 J/token)" in saving
+        assert "saving" not in one.line["text"]
+        events = EventAccumulator(str(tmp_path / str(share)), size_guidance={"scalars": 0}).Reload()
+        told = events.Scalars("green/projected_savings_gCO2e")[-1].value
+        assert told == pytest.approx(saved_g, abs=slack_g)
+
+
 def test_a_rank_with_fewer_batches_ends_first(tmp_path):
     """Rank 1 ends early and loses nothing: its last word waits in the store."""
     zero, one = two(tmp_path, "--steps", "40", "10")
@@ -184,7 +304,7 @@ def test_a_killed_rank_is_shown_as_it_last_was(tmp_path):
     assert job["oldest_age_s"] > 1.0
     whole_j = 80 * STEP_J[0] + 30 * STEP_J[1]
     assert whole_j - STEP_J[1] < job["energy_j"] < whole_j + 0.5  # joules read after its last step died with it
-    assert f"rank 1 last told its totals {job['oldest_age_s']:.2f}"[:-1] in zero.line["text"]
+    assert f"rank 1 last told anything new {job['oldest_age_s']:.2f}"[:-1] in zero.line["text"]
     died = read_last(run_file(tmp_path, 1, 1))
     assert died.summary is None
     assert died.records[-1].step > 0  # what it had not flushed is lost, a second's worth

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from green_torch.arguments import energy_meters
-from green_torch.meters import ONCE_PER_NODE, discover
+from green_torch.meters import NODE_UNKNOWN, ONCE_PER_NODE
 from green_torch.processor import cpu_name
 from green_torch.surroundings import Place, common_run_id, described, job, place, restarted, same_job
 from green_torch.testing import ScriptedClock, ScriptedMeter
@@ -21,6 +21,12 @@ VARIABLES = (
     "LOCAL_RANK",
     "SLURM_PROCID",
     "SLURM_LOCALID",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PMI_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_LOCAL_RANK",
     "SLURM_JOB_ID",
     "TORCHELASTIC_RUN_ID",
     "MASTER_ADDR",
@@ -45,6 +51,19 @@ def alone(monkeypatch):
             {"RANK": "5", "WORLD_SIZE": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
             Place(5, 8, None, -1),
         ),  # a batch script's
+        (
+            {"RANK": "5", "WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+            Place(5, 8, 1, 1),
+        ),
+        (
+            {"RANK": "4", "WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            Place(4, 8, None, -1),
+        ),  # spawned by what mpirun started
+        ({"RANK": "5", "WORLD_SIZE": "8", "PMI_RANK": "5", "MPI_LOCALRANKID": "1"}, Place(5, 8, 1, 1)),
+        (
+            {"RANK": "4", "WORLD_SIZE": "8", "MV2_COMM_WORLD_RANK": "4", "MV2_COMM_WORLD_LOCAL_RANK": "0"},
+            Place(4, 8, 0, 0),
+        ),
         ({"RANK": "0", "WORLD_SIZE": "8"}, Place(0, 8, 0, 0)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, Place(3, 8, None, -1)),
     ],
@@ -96,14 +115,15 @@ def test_outside_a_job_nothing_is_said():
 
 
 def test_a_node_is_metered_once():
-    """Ranks but the first of a node leave out CPU and memory, given or found, and say so."""
+    """Ranks but the first of a node leave out CPU and memory, given or found, and say so; so do those that can't know their place."""
     clock = ScriptedClock()
     gpu, node = ScriptedMeter(clock, {"gpu1": 1.0}), ScriptedMeter(clock, {"cpu0": 1.0, "dram": 1.0})
     assert energy_meters([gpu, node], 0.01, Place(0, 2, 0, 0)) == ([gpu, node], ())
     assert energy_meters([gpu, node], 0.01, Place(1, 2, 1, 1)) == ([gpu], (ONCE_PER_NODE,))
-    found = discover(local_rank=1, node=False)
-    assert ONCE_PER_NODE in found.missing
-    assert not [domain for meter in found.meters for domain in meter.domains if not domain.name.startswith("gpu")]
+    assert energy_meters([gpu, node], 0.01, Place(1, 2, None, -1)) == ([gpu], (NODE_UNKNOWN,))
+    found, missing = energy_meters(None, 0.01, Place(1, 2, None, -1))
+    assert missing[-1] == NODE_UNKNOWN
+    assert not [domain for meter in found for domain in meter.domains if not domain.name.startswith("gpu")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel tells only the figure that a child inherits")

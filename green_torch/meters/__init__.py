@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
     Opened = tuple[Sequence[Meter], Sequence[str]]
 
-__all__ = ["ONCE_PER_NODE", "Found", "discover"]
+__all__ = ["NODE_UNKNOWN", "ONCE_PER_NODE", "Found", "discover"]
 
 ONCE_PER_NODE = "cpu, dram: counted once for the node, by its local rank 0"
+NODE_UNKNOWN = (
+    "cpu, dram: not counted but on rank 0's node, since nothing tells which process is the first of another; "
+    "start with torchrun or srun, or set LOCAL_RANK"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ def discover(*, local_rank: int | None = None, node: bool = True, rapl_root: str
     """Opens every meter that this machine has: a GPU's counter, RAPL, and codecarbon's estimates for what RAPL leaves open.
 
     Never raises; takes up to 2 s (codecarbon). ``local_rank`` narrows the GPUs to this rank's own (-1: which is not known, so that only a
-    GPU that is visible alone is taken). Without ``node``, what a node has once (CPU, memory) is left to another process.
+    GPU that is visible alone is taken). Without ``node``, what a node has once (CPU, memory) is left out.
     """
 
     def gpus() -> Opened:
@@ -58,8 +62,6 @@ def discover(*, local_rank: int | None = None, node: bool = True, rapl_root: str
         found, reasons = _attempt(what, opening)
         meters += found
         missing += reasons
-    if not node:
-        missing.append(ONCE_PER_NODE)
     return Found(tuple(meters), tuple(missing))
 
 
