@@ -10,17 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from green_torch.baseline import Baseline
 from green_torch.embodied import embodied_for
 from green_torch.errors import ArgumentError
 from green_torch.meters import NODE_UNKNOWN, ONCE_PER_NODE
-from green_torch.records import Embodied, Manifest
-from green_torch.totals import of_node
+from green_torch.records import Embodied, Manifest, Phase, RunTotals, TrainSums
+from green_torch.totals import of_all_ranks, of_node, train_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from green_torch.protocols import Clock, IntensityProvider, Meter
     from green_torch.records import Domain
+    from green_torch.sinks.jsonl import RunFile
     from green_torch.surroundings import Place
 
 
@@ -172,3 +174,60 @@ def energy_meters(
 def _of_node(meter: Meter) -> bool:
     """Whether it reads nothing but what a node has once."""
     return all(of_node(domain.name) for domain in meter.domains)
+
+
+def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline | None:
+    """The baseline run's train energy per token, or sample, or step, of all its ranks together, with the meters' bounds on it.
+
+    ``None`` on ranks but the first, which alone compares.
+
+    Raises:
+        ArgumentError: nothing usable is there.
+    """
+    if path is None or rank != 0:
+        return None
+    from green_torch.job import sharers, spared  # what only a baseline needs
+    from green_torch.sinks.jsonl import read_last, run_files
+
+    last = {own: file for file, own, _ in run_files(Path(path))}  # of each rank, in the order of their starts
+    if 0 not in last:
+        raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
+    first = read_last(last[0])
+    ranks = [first, *(read_last(last[own]) for own in range(1, first.manifest.world_size) if own in last)]
+    ranks = [one for one in ranks if one.manifest.run_id == first.manifest.run_id]
+    if len(ranks) < first.manifest.world_size:
+        raise ArgumentError(
+            f"baseline={str(path)!r}: that run had {first.manifest.world_size} ranks, and there are files of {len(ranks)} of them: what "
+            "the others used is not known. Gather the files of all ranks in one directory's green/"
+        )
+    manifests = [one.manifest for one in ranks]
+    others = {*sharers({one.rank: one.devices for one in manifests})}
+    if not any(not of_node(domain.name) for one in manifests for domain in one.domains):
+        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
+    train = of_all_ranks([_train_of(one, work_alone=one.manifest.rank in others) for one in ranks])
+    unit = next((unit for unit in ("token", "sample", "step") if train is not None and train.units(unit)), None)
+    if train is None or train.energy_j is None or unit is None:
+        raise ArgumentError(
+            f"baseline={str(path)!r}: that run holds no train step with known energy" + " on every rank" * (len(ranks) > 1)
+        )
+    n = train.units(unit) or 1.0
+    lo_j, hi_j = (None if bound_j is None else bound_j / n for bound_j in (train.energy_lo_j, train.energy_hi_j))
+    return Baseline(first.manifest, unit, train.energy_j / n, lo_j, hi_j)
+
+
+def _train_of(run: RunFile, *, work_alone: bool) -> TrainSums | None:
+    """A rank's train steps, without those in which FLOPs were counted where it has come to its end."""
+    train = train_sums(run.summary, run.summary.totals.phase(Phase.TRAIN)) if run.summary is not None else None
+    if train is None:
+        told = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
+        if not told.n_steps:
+            return None
+        train = TrainSums(
+            n_steps=told.n_steps,
+            energy_j=told.energy_j,
+            energy_lo_j=told.energy_lo_j,
+            energy_hi_j=told.energy_hi_j,
+            samples=told.samples,
+            tokens=told.tokens,
+        )
+    return train.work_alone if work_alone else train

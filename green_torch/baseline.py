@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from green_torch.errors import ArgumentError
-from green_torch.job import sharers, spared
 from green_torch.processor import ARCHITECTURES
-from green_torch.records import Manifest, Method, Phase, RunTotals, TrainSums
-from green_torch.sinks.jsonl import read_last, run_files
-from green_torch.totals import of_all_ranks, of_node, train_sums
+from green_torch.records import Manifest
 
 if TYPE_CHECKING:
-    import os
-
-    from green_torch.sinks.jsonl import RunFile
+    from green_torch.records import Method
 
 _NO_NAME = re.compile(r"package-\d+(-die-\d+)?|unknown CPU|")  # what RAPL and codecarbon call a CPU whose name isn't told
 
@@ -51,60 +44,6 @@ class Baseline:
                 "run of the same model, on the same device, with the same meters"
             )
         return found
-
-
-def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline | None:
-    """The baseline run's train energy per token, or sample, or step, of all its ranks together, with the meters' bounds on it.
-
-    ``None`` on ranks but the first, which alone compares.
-
-    Raises:
-        ArgumentError: nothing usable is there.
-    """
-    if path is None or rank != 0:
-        return None
-    last = {own: file for file, own, _ in run_files(Path(path))}  # of each rank, in the order of their starts
-    if 0 not in last:
-        raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
-    first = read_last(last[0])
-    ranks = [first, *(read_last(last[own]) for own in range(1, first.manifest.world_size) if own in last)]
-    ranks = [one for one in ranks if one.manifest.run_id == first.manifest.run_id]
-    if len(ranks) < first.manifest.world_size:
-        raise ArgumentError(
-            f"baseline={str(path)!r}: that run had {first.manifest.world_size} ranks, and there are files of {len(ranks)} of them: what "
-            "the others used is not known. Gather the files of all ranks in one directory's green/"
-        )
-    manifests = [one.manifest for one in ranks]
-    others = {*sharers({one.rank: one.devices for one in manifests})}
-    if not any(not of_node(domain.name) for one in manifests for domain in one.domains):
-        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
-    train = of_all_ranks([_train_of(one, work_alone=one.manifest.rank in others) for one in ranks])
-    unit = next((unit for unit in ("token", "sample", "step") if train is not None and train.units(unit)), None)
-    if train is None or train.energy_j is None or unit is None:
-        raise ArgumentError(
-            f"baseline={str(path)!r}: that run holds no train step with known energy" + " on every rank" * (len(ranks) > 1)
-        )
-    n = train.units(unit) or 1.0
-    lo_j, hi_j = (None if bound_j is None else bound_j / n for bound_j in (train.energy_lo_j, train.energy_hi_j))
-    return Baseline(first.manifest, unit, train.energy_j / n, lo_j, hi_j)
-
-
-def _train_of(run: RunFile, *, work_alone: bool) -> TrainSums | None:
-    """A rank's train steps, without those in which FLOPs were counted where it has come to its end."""
-    train = train_sums(run.summary, run.summary.totals.phase(Phase.TRAIN)) if run.summary is not None else None
-    if train is None:
-        told = (run.records[-1].totals if run.records else RunTotals()).phase(Phase.TRAIN)
-        if not told.n_steps:
-            return None
-        train = TrainSums(
-            n_steps=told.n_steps,
-            energy_j=told.energy_j,
-            energy_lo_j=told.energy_lo_j,
-            energy_hi_j=told.energy_hi_j,
-            samples=told.samples,
-            tokens=told.tokens,
-        )
-    return train.work_alone if work_alone else train
 
 
 # ── whether two runs are alike ─────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _VERSION = re.compile(r"version_(\d+)")  # how Lightning's loggers number the directories of their runs
 _VERSIONS = 20  # so many of them are looked at
+_FILES = 100  # of one directory, the last ones, that an earlier start of this job is sought in
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,10 @@ def last_of_job(log_dir: str | Path, manifest: Manifest) -> tuple[Path, Manifest
     the job must have had one run alone, since of several nobody tells which one this start is to do.
     """
     own = Path(log_dir)
-    last = next(_runs(own, manifest.rank), None)
-    if last is not None:
-        return (own, last.manifest) if _left_off(last, manifest) else None
+    here = tuple(islice(_runs(own, manifest.rank), _FILES))
+    if here:  # other tasks of an array may write here too
+        last = next((run for run in here if same_job(run.manifest.job, manifest.job)), None)
+        return (own, last.manifest) if last is not None and _left_off(last, manifest) else None
     runs: dict[str, tuple[Path, RunFile]] = {}
     for directory in _versions_before(own):
         for run in _runs(directory, manifest.rank):

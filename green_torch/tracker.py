@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 from green_torch.arguments import (
     attention,
+    baseline_of,
     cadence,
     directory,
     embodied_of,
@@ -24,7 +25,6 @@ from green_torch.arguments import (
     positive,
     whole,
 )
-from green_torch.baseline import baseline_of
 from green_torch.calibration import part_time_periods
 from green_torch.clock import Boundaries, HostClock
 from green_torch.errors import ArgumentError, UsageError

@@ -42,11 +42,12 @@ FLOORS: tuple[frozenset[str], ...] = (
             "surroundings",
             "warned",
             "batch",
+            "baseline",
             "schedule",  # below the tracker, which pauses by it
         }
     ),
     frozenset({"recorder", "journal", "segments", "job", "estimate"}),
-    frozenset({"ranks", "arguments", "baseline"}),
+    frozenset({"ranks", "arguments"}),
     frozenset({"tracker"}),
     frozenset({"adapter"}),
     frozenset({"lightning", "transformers", "experiment", "ledger", "testing"}),

@@ -263,3 +263,8 @@ def test_a_requeued_task_of_an_array_goes_on(tmp_path, monkeypatch):
         ("4710", "7"), ("4710", "7"), ("4710", "8")
     ]  # fmt: skip
     assert first.run_id == second.run_id != other.run_id
+    crash(run_file(tmp_path, 0, 3))
+    for name, value in {"SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "7", "SLURM_RESTART_COUNT": "2"}.items():
+        monkeypatch.setenv(name, value)
+    Segment(tmp_path).run(3)  # the other task's file is the newest here
+    assert read_last(run_file(tmp_path, 0, 4)).manifest.run_id == first.run_id
