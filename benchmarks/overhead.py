@@ -1,6 +1,6 @@
 """What measuring costs the loop: ``tracker.step()`` beside codecarbon's tasks and Lightning's ThroughputMonitor, in one run.
 
-``python benchmarks/overhead.py`` (about six minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
+``python benchmarks/overhead.py`` (about eight minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
 changing order; what is timed is the tool's own call on the training thread. Also: the time of ``import green_torch``, and what a
 run of a million steps adds to memory.
 """
@@ -35,9 +35,12 @@ STEPS = 300
 ROUNDS = 4
 MILLION = 1_000_000
 PAIRS = 8  # of fits with and without green_torch
-RANK_PAIRS = 16  # of blocks of two ranks
 BLOCK = 200  # steps of each that count
-CADENCES: dict[str, int | Literal["auto"]] = {"a record per step": 1, "records as they come by default": "auto"}
+# Of two ranks: pairs of blocks, and steps of each that count, after as many that don't. By default records thin out to one a second by then.
+CADENCES: dict[str, tuple[int | Literal["auto"], int, int]] = {
+    "a record per step": (1, 16, BLOCK),
+    "records as they come by default": ("auto", 10, 4 * BLOCK),
+}
 
 Step = Callable[[], None]
 
@@ -209,27 +212,27 @@ def one_rank(result: Path) -> None:
     a = torch.randn(8, 128)
     work = steady(lambda: model.module(a))
 
-    def steps(tracker: green_torch.Tracker) -> float:
+    def steps(tracker: green_torch.Tracker, n_steps: int) -> float:
         begin = 0.0
-        for number in range(2 * BLOCK):
-            if number == BLOCK:  # by then records thin out, where they may
+        for number in range(2 * n_steps):
+            if number == n_steps:
                 begin = time.perf_counter()
             work()
             model(a).square().mean().backward()  # the ranks meet here
             tracker.step(tokens=1024)
-        return (time.perf_counter() - begin) / BLOCK
+        return (time.perf_counter() - begin) / n_steps
 
     found: dict[str, dict[str, list[float]]] = {}
-    for name, every in CADENCES.items():
+    for name, (every, pairs, n_steps) in CADENCES.items():
         means: dict[bool, list[float]] = {True: [], False: []}
-        for round_ in range(RANK_PAIRS):
+        for round_ in range(pairs):
             for tracked in (True, False) if round_ % 2 else (False, True):
                 with (
                     tempfile.TemporaryDirectory() as folder,
                     green_torch.track(log_dir=folder, intensity=100.0, log_every_n_steps=every, enabled=tracked) as tracker,
                 ):
                     torch.distributed.barrier()
-                    means[tracked].append(steps(tracker))
+                    means[tracked].append(steps(tracker, n_steps))
         found[name] = {"with_s": means[True], "without_s": means[False]}
     if rank == 0:
         result.write_text(json.dumps(found))
