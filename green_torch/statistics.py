@@ -41,6 +41,7 @@ _MIN_PAIRS_DRIFT = 6  # a slope costs a degree of freedom: with fewer pairs it c
 _FEWEST_EFFECTIVE = (
     2.0  # any series counts as so many independent values: a trend over few blocks looks like perfect correlation
 )
+_FEWEST_DOF = 2.0  # where neighbours are alike: at one, t is 64 at 99 %, and no difference, however large, could be told
 _MIN_PAIRS_CORRELATION = 8  # with fewer, a lag-1 autocorrelation is noise
 _PAIRS_IN_FULL = 10  # from here on what is not known of it is allowed for in full; at once at 8, 8 pairs would give less than 7
 _UNCERTAIN = 2.0  # over n: what is added to a lag-1 autocorrelation since it is not known better
@@ -206,7 +207,7 @@ def unpaired_difference(
     spreads, dofs = [], []
     for mean in means:
         if mean.lo is not None and mean.hi is not None and mean.n_effective is not None:
-            dofs.append(max(1.0, mean.n_effective - 1))
+            dofs.append(_dof(mean.n, mean.n_effective, 1))
             spreads.append((mean.hi - mean.lo) / 2 / t_quantile(0.5 + each / 2, dofs[-1]))
     scatter: Bounds | None = None
     if len(spreads) == len(means):
@@ -329,7 +330,8 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95, covariat
     Hammersley 1946, J. R. Stat. Soc. Suppl. 8:184; in t-tests: Zwiers and von Storch 1995, J. Climate 8:336). r is corrected for its
     bias of -(1 + 3 r) / n (Marriott and Pope 1954, Biometrika 41:390), and 2 / n is added, since a few values don't tell r; r below
     zero narrows the interval as r above zero widens it, which is why 95 % stays 95-96 % where there is no autocorrelation. Where r is
-    positive beyond chance (one-sided 5 %), the degrees of freedom are those of the independent values too, ``n_effective``.
+    positive beyond chance (one-sided 5 %), the degrees of freedom are those of the independent values too, ``n_effective``, but no fewer
+    than two.
 
     Raises:
         ArgumentError: where there is no value, one is not finite, or the confidence is not between 0 and 1.
@@ -345,7 +347,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95, covariat
     inflation, n_effective = _alike(residuals)
     variance = math.fsum(residual**2 for residual in residuals) / (n - fitted)
     spread = math.sqrt(variance * leverage * inflation)
-    half = spread * t_quantile(0.5 + confidence / 2, max(1.0, n_effective - fitted))
+    half = spread * t_quantile(0.5 + confidence / 2, _dof(n, n_effective, fitted))
     return Interval(mean, mean - half, mean + half, n, n_effective, math.sqrt(variance))
 
 
@@ -439,6 +441,11 @@ def _alike(residuals: Sequence[float]) -> tuple[float, float]:
     inflation = min((1 + correlation) / (1 - correlation), n / _FEWEST_EFFECTIVE)
     beyond_chance = raw + 1 / n > _ONE_SIDED_5_PERCENT / math.sqrt(n)
     return inflation, n / inflation if beyond_chance else float(n)
+
+
+def _dof(n: int, n_effective: float, fitted: int) -> float:
+    """Degrees of freedom of the spread of so many values, of which neighbours may be alike."""
+    return min(n - fitted, max(_FEWEST_DOF, n_effective - fitted))
 
 
 def _uncertain(n: int) -> float:

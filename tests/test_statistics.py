@@ -371,6 +371,31 @@ class TestCalibration:
         assert np.mean([one.half_width <= share * typical * 1.1 for one in found]) > 0.95
         assert MIN_PAIRS_LOOKING < np.mean([one.n_blocks for one in found]) < (15 if share == 1.0 else 30)
 
+    def test_a_large_difference_is_told_though_it_wanders(self):
+        """BF16 against FP32 on two cores, whose ratio drifted between 0.40 and 0.43: its interval is wide, and far from one."""
+        ratios = [
+            0.421,
+            0.424,
+            0.414,
+            0.399,
+            0.399,
+            0.397,
+            0.402,
+            0.404,
+            0.417,
+            0.416,
+            0.428,
+            0.416,
+            0.403,
+            0.411,
+            0.413,
+            0.429,
+        ]
+        gaps = [-4, 4, 2, -2, 3, -3, -3, 3, 2, -2, 2, -2, 1, 1, -1, -1]
+        found = paired_difference([1.0] * len(ratios), ratios, gaps=[float(gap) for gap in gaps], n_compared=5)
+        assert found.distinguishable
+        assert -0.7 < found.lo < -0.6 < found.estimate < -0.55 < found.hi < -0.45
+
     @pytest.mark.parametrize(
         ("correlation", "n", "least"), [(0, 10, 0.935), (0.3, 10, 0.93), (0.3, 40, 0.935), (0.6, 10, 0.85), (0.6, 40, 0.93)]
     )

@@ -117,7 +117,7 @@ export function meanError(values, covariate = null) {
   if (n < 2) return { mean, error: null, dof: null, n, nEffective: null };
   const [inflation, nEffective] = alike(residuals);
   const variance = sum(residuals.map((x) => x * x)) / (n - fitted);
-  return { mean, error: Math.sqrt(variance * leverage * inflation), dof: Math.max(1, nEffective - fitted), n, nEffective };
+  return { mean, error: Math.sqrt(variance * leverage * inflation), dof: Math.min(n - fitted, Math.max(2, nEffective - fitted)), n, nEffective };
 }
 
 /** The mean with its interval; the same as statistics.mean_interval. */
