@@ -504,8 +504,11 @@ def test_an_unknown_region_is_told(tab: Tab) -> None:
 def test_the_timeline_draws_power_bounds_phases_and_grid(tab: Tab, sinks: dict[str, MemorySink]) -> None:
     """A line at 400 W with its band, both evaluations shaded, the grid's 56 g below; by step too."""
     tab.open(".lines svg .line", view="timeline", focus="fp32")
-    assert len(tab.frame.query_selector_all(".lines svg .band")) == 1
-    assert len(tab.frame.query_selector_all("[data-key='chart Power'] svg .shade.eval")) == 2
+    for selector, count in (
+        (".lines svg .band", 1),
+        ("[data-key='chart Power'] svg .shade.eval", 2),
+    ):  # what comes later is drawn later
+        tab.wait_until(f'document.querySelectorAll("{selector}").length === {count}')
     first = next(record for record in sinks["fp32"].records if record.phase is Phase.EVAL)
     title = tab.frame.evaluate("document.querySelector('.shade.eval title').textContent")
     assert title == f"evaluation: {units.si(first.duration_s, 's')}, {units.kwh(first.energy_j)}"

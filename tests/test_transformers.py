@@ -480,12 +480,13 @@ def test_reporters_get_every_value_wherever_they_stand(bench, capsys):
 
 def test_weights_and_biases(bench, monkeypatch):
     """report_to="wandb", offline: its own file has our values beside the loss, named as the loss is."""
+    import wandb
+
+    wandb.teardown()  # it reads its variables once a process, and another test may have been first
     for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(bench.path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     trainer = bench.trainer(bench.callback(), report_to="wandb")
     trainer.train()
-    import wandb
-
     wandb.finish()
     (path,) = bench.path.glob("wandb/offline-run-*/*.wandb")
     rows = [row for row in wandb_rows(path) if "train/loss" in row]
