@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from green_torch.processor import ARCHITECTURES
-from green_torch.records import Manifest
+from green_torch.records import Manifest, kind_of
 
 if TYPE_CHECKING:
     from green_torch.records import Method
@@ -79,23 +79,18 @@ def _name(device: str) -> str:
     return "" if device in ARCHITECTURES or _NO_NAME.fullmatch(device) else device
 
 
-def _kind(name: str) -> str:
-    """A domain's name without the number of the device, which two runs may have had different ones of."""
-    return name.rstrip("0123456789")
-
-
 def _unnamed(manifest: Manifest) -> set[str]:
-    return {_kind(domain.name) for domain in manifest.domains if not _name(domain.device)}
+    return {kind_of(domain.name) for domain in manifest.domains if not _name(domain.device)}
 
 
 def _metered(own: Manifest, other: Manifest) -> tuple[str, ...]:
     """What a run metered, less the kinds of device that either leaves unnamed."""
     unnamed = _unnamed(own) | _unnamed(other)
-    return tuple(sorted(domain.device for domain in own.domains if _kind(domain.name) not in unnamed))
+    return tuple(sorted(domain.device for domain in own.domains if kind_of(domain.name) not in unnamed))
 
 
 def _methods(manifest: Manifest) -> tuple[tuple[str, Method], ...]:
-    return tuple(sorted((_kind(domain.name), domain.method) for domain in manifest.domains))
+    return tuple(sorted((kind_of(domain.name), domain.method) for domain in manifest.domains))
 
 
 def _said(value: object) -> str:

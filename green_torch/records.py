@@ -110,6 +110,11 @@ class Reading:
     earlier: tuple[Reading, ...] = ()
 
 
+def kind_of(name: str) -> str:
+    """What kind of device a domain is, by its name without the device's number: "gpu0" is a "gpu"."""
+    return name.rstrip("0123456789")
+
+
 @dataclass(frozen=True, slots=True)
 class DomainEnergy:
     """Joules of one domain over some interval; bounds are ``None`` unless the domain is counted."""

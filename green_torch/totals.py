@@ -18,6 +18,7 @@ from green_torch.records import (
     RunTotals,
     StepRecord,
     TrainSums,
+    kind_of,
 )
 from green_torch.timeline import Amount, DomainTimeline, Level, Telescope
 
@@ -236,7 +237,7 @@ def of_all_ranks(parts: Sequence[TrainSums | None]) -> TrainSums | None:
 
 def of_node(name: str) -> bool:
     """Whether a domain is what a node has once, CPU or memory, and no accelerator."""
-    return name.rstrip("0123456789") in {"cpu", "dram"}
+    return kind_of(name) in {"cpu", "dram"}
 
 
 def add_domains(domains: tuple[DomainEnergy, ...] | list[DomainEnergy]) -> tuple[float | None, float | None, float | None]:

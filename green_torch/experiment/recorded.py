@@ -7,7 +7,6 @@ machine between the runs is part of the difference. Energy is what is compared; 
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ from green_torch.experiment.results import (
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
-from green_torch.records import Flag, IntensityPoint, Manifest, Phase, StepRecord
+from green_torch.records import Flag, IntensityPoint, Manifest, Phase, StepRecord, kind_of
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import read_jsonl, run_files
 from green_torch.statistics import Bounds, Difference, gain_range, unpaired_difference
@@ -40,7 +39,6 @@ from green_torch.statistics import Bounds, Difference, gain_range, unpaired_diff
 if TYPE_CHECKING:
     import os
 
-    from green_torch.records import Domain
 
 _BLOCKS = 20  # a run is cut into so many at most: enough for an interval, few enough that neighbours differ
 _WARM_UP_STEPS = 3  # left out of each segment: caches, clocks and allocators settle
@@ -369,15 +367,6 @@ def _losses(runs: Sequence[_Run], names: Sequence[str]) -> tuple[dict[str, Losse
     return found, unknown
 
 
-def _kind(domain: Domain) -> str:
-    return _unnumbered(domain.name)
-
-
-def _unnumbered(name: str) -> str:
-    """Without the number of the device, which two runs may have had different ones of."""
-    return re.sub(r"\d+$", "", name)
-
-
 def _basis(point: IntensityPoint) -> str:
     return f"{point.basis}, {'average' if point.average else 'marginal'}"
 
@@ -491,7 +480,7 @@ def _gain(base: _Run, run: _Run) -> Bounds | None:
     errors: dict[str, float] = {}
     for domain in (*base.manifest.domains, *run.manifest.domains):
         if domain.gain_error is not None:
-            errors[_kind(domain)] = max(domain.gain_error, errors.get(_kind(domain), 0.0))
+            errors[kind_of(domain.name)] = max(domain.gain_error, errors.get(kind_of(domain.name), 0.0))
     nodes = [own.manifest.job.get("node") for own in (base, run)]
     if all(nodes) and nodes[0] != nodes[1]:
         worst = max(errors.values(), default=1.0)
@@ -503,7 +492,7 @@ def _by_sensor(records: Iterable[StepRecord]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for record in records:
         for domain in record.domains:
-            kind = _unnumbered(domain.name)
+            kind = kind_of(domain.name)
             sums[kind] = sums.get(kind, 0.0) + domain.energy_j
     return sums
 
