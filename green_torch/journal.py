@@ -167,7 +167,7 @@ class Journal:
             if len(known) < len(pieces):
                 return
             self._waiting.popleft()
-            self._put(replace(span, pieces=known))
+            self._put(span if known == span.pieces else replace(span, pieces=known))
 
     def _needed(self) -> set[int]:
         """Boundaries whose spans are still to be handed on."""

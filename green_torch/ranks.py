@@ -135,14 +135,14 @@ class Ranks:
             key="exchange",
         )
 
-    def job(self, own: RankTotals, *, ended: bool = False) -> JobTotals | None:
-        """All ranks together; ``None`` on ranks but the first, and where there is no exchange."""
+    def job(self, own: Callable[[], RankTotals], *, ended: bool = False) -> JobTotals | None:
+        """All ranks together, ``own`` telling this one's totals; ``None`` on ranks but the first, and where there is no exchange."""
         if self._rank != 0 or self._connected_ns is None:
             return None
         now_ns = self._clock.now_ns()
         heard = dict(self._heard)
         ages = {rank: ns_to_s(now_ns - seen_ns) for rank, (seen_ns, _) in heard.items()}
-        ranks = [own, *(totals for _, totals in heard.values())]
+        ranks = [own(), *(totals for _, totals in heard.values())]
         job = combined(ranks, ages, self._world_size, ended=ended, complete=now_ns - self._connected_ns > _GRACE_NS)
         if job.sharing:
             self._warn(

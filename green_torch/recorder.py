@@ -63,8 +63,8 @@ _SAID: dict[str, str] = {  # what is said once of a flag that has befallen a dom
 class Recorder:
     """The stage between spans and sinks; owns the run's totals.
 
-    ``job_of``, in a job of several ranks, turns this rank's totals into all ranks' (on rank zero; elsewhere ``None``); ``awaited``
-    tells whether ranks have yet to tell of their first steps, for whom train records wait as they wait for a counter.
+    ``job_of``, in a job of several ranks, turns this rank's totals, when it asks for them, into all ranks' (on rank zero; elsewhere
+    ``None``); ``awaited`` tells whether ranks have yet to tell of their first steps, for whom train records wait as they wait for a counter.
     """
 
     def __init__(
@@ -313,7 +313,7 @@ class Recorder:
                 if timeline.domain.shared:
                     flags.add(f"{Flag.SHARED}:{name}")
                 timeline.forget(span.end.lo_ns)
-                domains.append(domain_energy(timeline.domain.name, timeline.domain.method, sum_amounts(amounts)))
+                domains.append(domain_energy(name, timeline.domain.method, sum_amounts(amounts)))
         for flag in sorted(flags):
             kind, _, name = flag.partition(":")
             if kind in _SAID:
@@ -379,22 +379,22 @@ class Recorder:
             totals = self._totals.build()
         self._forget_levels(span)
         self._doubt_baseline()
-        record = replace(record, totals=totals, projected_total_g=self._projected_g(totals))
-        if self._job_of is None:
-            if self._baseline is None:
-                return record
+        saving: dict[str, Any] = {}
+        if self._job_of is not None:
+            if phase is Phase.TRAIN:
+                self._per_step = record.mean_step()
+            saving["job"] = self._job(partial(self._rank_totals, "running", totals))
+        elif self._baseline is not None:
             with self._short:
                 typical = self._totals.means()
-            return replace(record, projected_savings_g=self._savings_g(train_sums(typical, totals.phase(Phase.TRAIN)))[0])
-        if phase is Phase.TRAIN:
-            self._per_step = record.mean_step()
-        return replace(record, job=self._job(self._rank_totals("running", totals)))
+            saving["projected_savings_g"] = self._savings_g(train_sums(typical, totals.phase(Phase.TRAIN)))[0]
+        return replace(record, totals=totals, projected_total_g=self._projected_g(totals), **saving)
 
     def own_totals(self, status: str = "running") -> RankTotals:
         """What this rank tells the others of itself."""
         return self._rank_totals(status, self.totals)
 
-    def _job(self, own: RankTotals, *, ended: bool = False) -> JobTotals | None:
+    def _job(self, own: Callable[[], RankTotals], *, ended: bool = False) -> JobTotals | None:
         """All ranks' totals, with what the job saves."""
         job = self._job_of(own, ended=ended) if self._job_of is not None else None
         if job is None or self._baseline is None:
@@ -547,7 +547,7 @@ class Recorder:
             projected_energy_j=self._projected_j(totals, typical),
             time_left_s=None if total_s is None else max(0.0, total_s - totals.duration_s),
             warnings=warnings,
-            job=self._job(self.own_totals(status), ended=True) if self._job_of is not None else None,
+            job=self._job(partial(self.own_totals, status), ended=True),
         )
 
     def _hand_out(self, item: Item) -> None:

@@ -176,15 +176,17 @@ class DomainTimeline:
             self._starts = [max(0, start - cut) for start in self._starts[gone:]]
 
     def amount(self, start: Level, end: Level, duration_s: float) -> Amount:
-        """Joules between two levels that lie ``duration_s`` apart."""
+        """Joules between two levels that lie ``duration_s`` apart; of what is no counter, without bounds (they are the joules)."""
         energy_j = max(0.0, end.energy_j - start.energy_j)
+        if not self.counted:
+            return Amount(energy_j, energy_j, energy_j)
         longest_s = duration_s + (start.early_ns + end.late_ns) / NS_PER_S
         most_j = self.p_max_w * longest_s if longest_s else 0.0
         if start.epoch != end.epoch:
             return Amount(energy_j, 0.0, max(most_j, energy_j), vacuous=True)
         lo_j = max(0.0, end.lo_j - start.hi_j)
         hi_j = min(end.hi_j - start.lo_j, most_j)
-        vacuous = self.counted and duration_s > 0 and lo_j <= 0.0 and hi_j >= self.p_max_w * duration_s
+        vacuous = duration_s > 0 and lo_j <= 0.0 and hi_j >= self.p_max_w * duration_s
         # The estimate may leave the clipped bounds by a hair (it telescopes, they don't): bounds only ever widen to hold it.
         return Amount(energy_j, min(lo_j, energy_j), max(hi_j, energy_j), vacuous)
 
@@ -423,10 +425,21 @@ class _Shape:
             width_ns = (stop_ns - start_ns) / _PIECES
             for piece in range(_PIECES):
                 left_ns = start_ns + piece * width_ns
-                ns = min(end_ns, left_ns + width_ns) - max(begin_ns, left_ns)
-                if ns > 0:
-                    yield piece, ns
+                right_ns = left_ns + width_ns
+                if right_ns > begin_ns and left_ns < end_ns:
+                    yield piece, min(end_ns, right_ns) - max(begin_ns, left_ns)
             start_ns = stop_ns
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Intervals that touch, as one; ``amount`` is kept until it grows."""
+
+    start_ns: int
+    start: Level
+    end_ns: int
+    end: Level
+    amount: Amount | None = None
 
 
 class Telescope:
@@ -436,49 +449,61 @@ class Telescope:
     one. Only the ends of the resulting stretches are kept; beyond ``_STRETCHES`` of them the oldest is summed for good.
     """
 
-    __slots__ = ("_done_hi_j", "_done_lo_j", "_ends", "_starts", "_timeline", "energy_j")
+    __slots__ = ("_by_end", "_by_start", "_done_hi_j", "_done_lo_j", "_timeline", "energy_j")
 
     def __init__(self, timeline: DomainTimeline) -> None:
         self._timeline = timeline
         self.energy_j = 0.0
         self._done_lo_j = self._done_hi_j = 0.0
-        self._starts: dict[int, Level] = {}
-        self._ends: dict[int, Level] = {}
+        self._by_start: dict[int, _Stretch] = {}
+        self._by_end: dict[int, _Stretch] = {}
 
-    def add(self, start_ns: int, start: Level, end_ns: int, end: Level) -> Amount:
-        """Takes one interval that overlaps none before; returns its own amount."""
-        amount = self._timeline.amount(start, end, (end_ns - start_ns) / NS_PER_S)
+    def add(self, start_ns: int, start: Level, end_ns: int, end: Level, amount: Amount) -> None:
+        """Takes one interval that overlaps none before, and its own amount."""
         self.energy_j += amount.energy_j
-        if start.epoch != end.epoch or start_ns in self._starts or end_ns in self._ends:  # the latter would be an overlap
+        if not self._timeline.counted:  # no bounds to keep
+            return
+        before, after = self._by_end.get(start_ns), self._by_start.get(end_ns)
+        if before is not None and before.end.epoch != start.epoch:
+            before = None
+        if after is not None and after.start.epoch != end.epoch:
+            after = None
+        if (
+            start.epoch != end.epoch
+            or start_ns in self._by_start
+            or (end_ns in self._by_end and self._by_end[end_ns] is not before)  # would be an overlap
+        ):
             self._finish(amount)
-            return amount
-        if start_ns in self._ends and self._ends[start_ns].epoch == start.epoch:
-            del self._ends[start_ns]
+            return
+        stretch = before or _Stretch(start_ns, start, end_ns, end)
+        if before is None:
+            self._by_start[start_ns] = stretch
         else:
-            self._starts[start_ns] = start
-        if end_ns in self._starts and self._starts[end_ns].epoch == end.epoch:
-            del self._starts[end_ns]
-        else:
-            self._ends[end_ns] = end
-        if len(self._starts) > _STRETCHES:
-            oldest = self._stretches()[0]
-            self._finish(self._amount(*oldest))
-            del self._starts[oldest[0]], self._ends[oldest[1]]
-        return amount
+            del self._by_end[start_ns]
+        stretch.end_ns, stretch.end, stretch.amount = end_ns, end, None
+        if after is not None:
+            del self._by_start[end_ns]
+            stretch.end_ns, stretch.end = after.end_ns, after.end
+        self._by_end[stretch.end_ns] = stretch
+        if len(self._by_start) > _STRETCHES:
+            oldest = self._by_start.pop(min(self._by_start))
+            del self._by_end[oldest.end_ns]
+            self._finish(self._amount(oldest))
 
     @property
     def bounds_j(self) -> tuple[float, float]:
-        """Lower and upper bound of the sum."""
-        amounts = [self._amount(*stretch) for stretch in self._stretches()]
+        """Lower and upper bound of the sum, of a counter; of anything else the sum itself."""
+        if not self._timeline.counted:
+            return self.energy_j, self.energy_j
+        amounts = [stretch.amount or self._amount(stretch) for stretch in self._by_start.values()]
         lo_j = self._done_lo_j + math.fsum(amount.lo_j for amount in amounts)
         hi_j = self._done_hi_j + math.fsum(amount.hi_j for amount in amounts)
         return min(lo_j, self.energy_j), max(hi_j, self.energy_j)
 
-    def _stretches(self) -> list[tuple[int, int]]:
-        return list(zip(sorted(self._starts), sorted(self._ends), strict=True))
-
-    def _amount(self, start_ns: int, end_ns: int) -> Amount:
-        return self._timeline.amount(self._starts[start_ns], self._ends[end_ns], (end_ns - start_ns) / NS_PER_S)
+    def _amount(self, stretch: _Stretch) -> Amount:
+        duration_s = (stretch.end_ns - stretch.start_ns) / NS_PER_S
+        stretch.amount = self._timeline.amount(stretch.start, stretch.end, duration_s)
+        return stretch.amount
 
     def _finish(self, amount: Amount) -> None:
         self._done_lo_j += amount.lo_j

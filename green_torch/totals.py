@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from green_torch.records import (
@@ -21,6 +20,7 @@ from green_torch.records import (
     kind_of,
 )
 from green_torch.timeline import Amount, DomainTimeline, Level, Telescope
+from green_torch.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,16 +40,19 @@ class Totals:
     def take(self, name: str, phase: Phase, clean: bool, start: tuple[Instant, Level], end: tuple[Instant, Level]) -> Amount:
         """One piece of one domain, into every sum that it belongs to."""
         (a, level_a), (b, level_b) = start, end
+        amount = self._timelines[name].amount(level_a, level_b, (b.at_ns - a.at_ns) / NS_PER_S)
         if phase not in self._by_phase:
             self._by_phase[phase] = {own: Telescope(timeline) for own, timeline in self._timelines.items()}
         if clean and phase is Phase.TRAIN:
-            self._clean[name].add(a.at_ns, level_a, b.at_ns, level_b)
-        self._by_phase[phase][name].add(a.at_ns, level_a, b.at_ns, level_b)
-        return self._run[name].add(a.at_ns, level_a, b.at_ns, level_b)
+            self._clean[name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
+        self._by_phase[phase][name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
+        self._run[name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
+        return amount
 
     def add(self, record: StepRecord) -> None:
-        """Everything but the bounds, which telescope."""
+        """A record whose pieces have been taken."""
         old = self._phases.get(record.phase, PhaseTotals(record.phase))
+        _, lo_j, hi_j = add_domains(self._telescoped(self._by_phase.get(record.phase, {})))
         self._phases[record.phase] = PhaseTotals(
             phase=record.phase,
             n_steps=old.n_steps + record.n_steps,
@@ -57,6 +60,8 @@ class Totals:
             samples=known_sum(old.samples, record.samples),
             tokens=known_sum(old.tokens, record.tokens),
             energy_j=known_sum(old.energy_j, record.energy_j),
+            energy_lo_j=lo_j,
+            energy_hi_j=hi_j,
             facility_energy_j=known_sum(old.facility_energy_j, record.facility_energy_j),
             operational_g=known_sum(old.operational_g, record.operational_g),
             embodied_g=known_sum(old.embodied_g, record.embodied_g),
@@ -68,7 +73,7 @@ class Totals:
 
     def build(self) -> RunTotals:
         """The run so far."""
-        phases = tuple(self._bounded(self._phases[phase]) for phase in Phase if phase in self._phases)
+        phases = tuple(self._phases[phase] for phase in Phase if phase in self._phases)
         domains = tuple(self._telescoped(self._run))
         energy_j, lo_j, hi_j = add_domains(domains)
         return RunTotals(
@@ -87,10 +92,6 @@ class Totals:
     def means(self) -> RunSummary:
         """A summary with the means over typical train steps; the rest is the caller's."""
         return self.typical.build(tuple(self._telescoped(self._clean)))
-
-    def _bounded(self, totals: PhaseTotals) -> PhaseTotals:
-        _, lo_j, hi_j = add_domains(self._telescoped(self._by_phase.get(totals.phase, {})))
-        return replace(totals, energy_lo_j=lo_j, energy_hi_j=hi_j)
 
     def _telescoped(self, sums: Mapping[str, Telescope]) -> list[DomainEnergy]:
         return [
@@ -263,6 +264,8 @@ def domain_energy(name: str, method: Method, amount: Amount) -> DomainEnergy:
 
 def sum_amounts(amounts: list[Amount]) -> Amount:
     """Several amounts as one."""
+    if len(amounts) == 1:
+        return amounts[0]
     return Amount(
         math.fsum(amount.energy_j for amount in amounts),
         math.fsum(amount.lo_j for amount in amounts),

@@ -662,7 +662,7 @@ class Tracker:
             warn=self._warnings,
         )
 
-    def _job_of(self, own: RankTotals, *, ended: bool = False) -> JobTotals | None:
+    def _job_of(self, own: Callable[[], RankTotals], *, ended: bool = False) -> JobTotals | None:
         return self._ranks.job(own, ended=ended) if self._ranks is not None else None
 
     def _part(self, status: str, deadline_ns: int) -> None:
