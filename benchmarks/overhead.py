@@ -1,6 +1,6 @@
 """What measuring costs the loop: ``tracker.step()`` beside codecarbon's tasks and Lightning's ThroughputMonitor, in one run.
 
-``python benchmarks/overhead.py`` (about eight minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
+``python benchmarks/overhead.py`` (about eleven minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
 changing order; what is timed is the tool's own call on the training thread. Also: the time of ``import green_torch``, and what a
 run of a million steps adds to memory.
 """
@@ -34,12 +34,13 @@ STEP_S = 0.005
 STEPS = 300
 ROUNDS = 4
 MILLION = 1_000_000
-PAIRS = 8  # of fits with and without green_torch
-BLOCK = 200  # steps of each that count
+PAIRS = 12  # of fits with and without green_torch
+WARM_UP = 200  # steps that don't count: a run's first records open files, and a snapshot goes with the 1st, 2nd, 4th, ... 128th
+BLOCK = 400  # steps of each fit that count
 # Of two ranks: pairs of blocks, and steps of each that count, after as many that don't. By default records thin out to one a second by then.
 CADENCES: dict[str, tuple[int | Literal["auto"], int, int]] = {
-    "a record per step": (1, 16, BLOCK),
-    "records as they come by default": ("auto", 10, 4 * BLOCK),
+    "a record per step": (1, 16, 200),
+    "records as they come by default": ("auto", 10, 800),
 }
 
 Step = Callable[[], None]
@@ -150,12 +151,12 @@ def timed(tool: Callable[[], contextlib.AbstractContextManager[Step]], work: Ste
 
 
 def lightning_fit(step: Step, *, every: int, monitored: bool) -> tuple[list[float], float]:
-    """A fit of 5 ms steps with TensorBoard, logging every so many: seconds of our hooks, and of a whole step, in the mean."""
+    """A fit of 5 ms steps with TensorBoard, logging every so many: seconds of our hooks, and of a whole step, in the mean, once it runs steadily."""
     import lightning.pytorch as pl
 
     from green_torch.lightning import GreenMonitor
 
-    hooks, starts = [0.0] * (BLOCK + 20), []
+    hooks, starts = [0.0] * (WARM_UP + BLOCK), []
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
@@ -192,15 +193,15 @@ def lightning_fit(step: Step, *, every: int, monitored: bool) -> tuple[list[floa
         logger = pl.loggers.TensorBoardLogger(folder)
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_steps=BLOCK + 20,
+            max_steps=WARM_UP + BLOCK,
             max_epochs=1,
             log_every_n_steps=every,
             logger=logger,
             callbacks=callbacks,
             **off,
         )
-        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8 * (BLOCK + 20), 128), batch_size=8))
-    return hooks[20:], (starts[-1] - starts[20]) / (len(starts) - 21)
+        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(8 * (WARM_UP + BLOCK), 128), batch_size=8))
+    return hooks[WARM_UP:], (starts[-1] - starts[WARM_UP]) / (len(starts) - 1 - WARM_UP)
 
 
 def one_rank(result: Path) -> None:
@@ -364,7 +365,8 @@ def main() -> None:
     body = (
         table(["per step of 5 ms", "median µs", "95th µs", "mean µs", "mean, share of the step"], rows)
         + "\n\nOn the training thread; for each tool the calls of several rounds, in changing order. The hooks of GreenMonitor are timed alone; "
-        + "whole steps, below, are a fixed amount of work in Python, and bear its threads as well, which share one interpreter lock with it.\n\n"
+        + "whole steps, below, are a fixed amount of work in Python, and bear its threads as well, which share one interpreter lock with it; "
+        + f"the first {WARM_UP} steps of a fit, which open files and bring eight snapshots, don't count.\n\n"
         + table(
             ["how much longer a whole step took", "means over blocks with and without, in changing order"],
             [
