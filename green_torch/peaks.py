@@ -19,16 +19,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from green_torch.cache import cache_file, entries, keep
 from green_torch.errors import ArgumentError
-from green_torch.processor import cpu_name
+from green_torch.processor import cpu_name, instructions
 from green_torch.records import DevicePeak
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 __all__ = ["DTYPES", "KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
@@ -242,7 +243,7 @@ def measured_cpu_peak(
     asked = name, threads, _cpu_precision(name), cache_dir, os.environ.get("XDG_CACHE_HOME")  # asked for with every record
     if asked in _measured:
         return _measured[asked]
-    cpu = " ".join(filter(None, (cpu_name(), _instructions())))  # a home may be shared by virtual machines of one name
+    cpu = " ".join(filter(None, (cpu_name(), instructions())))  # a home may be shared by virtual machines of one name
     key = " | ".join((cpu, f"{threads} threads", name, _cpu_precision(name), f"torch {torch.__version__}"))
     path = cache_file("cpu_peaks.json", cache_dir)
     kept, n_processes = _kept(path, key)
@@ -313,16 +314,6 @@ def _involuntary_switches() -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-@lru_cache(maxsize=1)
-def _instructions() -> str:
-    """The widest matrix instructions that the CPU has beyond AVX2, as Linux calls them; empty where it has none or doesn't tell."""
-    with suppress(OSError):
-        flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        have = flags.group(1).split() if flags else []
-        return next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f") if flag in have), "")
-    return ""
 
 
 def _cpu_precision(dtype: str) -> str:
