@@ -172,7 +172,7 @@ class FlopCount:
             by_dtype[key] = by_dtype.get(key, 0.0) + value
         return FlopCount(
             self.model_flops + other.model_flops,
-            _known_sum(self.hardware_flops, other.hardware_flops),
+            _sum_if_both(self.hardware_flops, other.hardware_flops),
             self.recompute_flops + other.recompute_flops,
             by_dtype,
             tuple(sorted({*self.uncounted_ops, *other.uncounted_ops})),
@@ -218,16 +218,16 @@ class Work:
             return self
         return Work(
             self.n_steps + other.n_steps,
-            _known_sum(self.samples, other.samples),
-            _known_sum(self.tokens, other.tokens),
-            _known_sum(self.flops, other.flops),
+            _sum_if_both(self.samples, other.samples),
+            _sum_if_both(self.tokens, other.tokens),
+            _sum_if_both(self.flops, other.flops),
         )
 
 
 Addend = TypeVar("Addend", int, float, FlopCount)
 
 
-def _known_sum(a: Addend | None, b: Addend | None) -> Addend | None:
+def _sum_if_both(a: Addend | None, b: Addend | None) -> Addend | None:
     return None if a is None or b is None else a + b
 
 

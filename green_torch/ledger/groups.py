@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from green_torch.errors import ArgumentError
 from green_torch.ledger.runs import Run, Status, total
-from green_torch.ledger.sums import known_sum
 from green_torch.records import Method, Phase, RunTotals
+from green_torch.totals import sum_of_known
 from green_torch.units import ns_to_s
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Group:
     @property
     def emissions_g(self) -> float | None:
         """Operational and embodied gCO2e; ``None`` where the operational ones' bases differ."""
-        return known_sum((self.operational_g, self.totals.embodied_g)) if self.one_basis else None
+        return sum_of_known((self.operational_g, self.totals.embodied_g)) if self.one_basis else None
 
     @property
     def embodied_span_g(self) -> tuple[float | None, float | None]:
@@ -226,7 +226,7 @@ def failed_share(whole: Group, target: float | None = None) -> FailedShare:
         raise ArgumentError(f"a target share of {target!r} is not between 0 and 1: give 5%, say")
     n_lost = sum(run.lost for run in whole.runs)
     n_ended = sum(run.finished for run in whole.runs)
-    ended_j = known_sum(run.totals.energy_j for run in whole.runs if run.finished)
+    ended_j = sum_of_known(run.totals.energy_j for run in whole.runs if run.finished)
     lost_j = whole.lost.energy_j
     energy_share = (lost_j or 0.0) / ended_j if ended_j else None
     if target is None or not n_lost:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from green_torch.job import sharers
-from green_torch.ledger.sums import combined, known_sum, without_phase, work_alone
+from green_torch.ledger.sums import combined, without_phase, work_alone
 from green_torch.records import Flag, Manifest, Phase, RunTotals
+from green_torch.totals import sum_of_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -336,7 +337,7 @@ def _mean(segments: Sequence[Segment], name: str) -> float | None:
     known = [
         (one.capacity_flops, value) for one in segments if one.capacity_flops and (value := getattr(one, name)) is not None
     ]
-    total = known_sum(capacity for capacity, _ in known)
+    total = sum_of_known(capacity for capacity, _ in known)
     return sum(capacity * value for capacity, value in known) / total if total else None
 
 
