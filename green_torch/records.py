@@ -693,7 +693,7 @@ class RunSummary:
 
     def not_metered(self) -> list[str]:
         """What is missing and why, in short; ``manifest.missing`` and ``green-torch doctor`` have the errors and what mends them."""
-        modelled = {domain.name.rstrip("0123456789") for domain in self.manifest.domains if domain.method is Method.ESTIMATED}
+        modelled = {kind_of(domain.name) for domain in self.manifest.domains if domain.method is Method.ESTIMATED}
         return [
             *(_in_short(reason, modelled) for reason in self.manifest.missing),
             *(
@@ -822,7 +822,7 @@ def _in_short(reason: str, modelled: set[str]) -> str:
     names = what.split(", ")
     if not why or any(" " in name for name in names):
         return what.partition("; ")[0]
-    instead = ", so modelled" if modelled.issuperset(name.rstrip("0123456789") for name in names) else ""
+    instead = ", so modelled" if modelled.issuperset(map(kind_of, names)) else ""
     return f"{what}: {re.split(': |; ', why)[0]}{instead}"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from green_torch.errors import ArgumentError
 from green_torch.ledger.runs import Run, Status, total
-from green_torch.records import Method, Phase, RunTotals
+from green_torch.records import Method, Phase, RunTotals, kind_of
 from green_torch.totals import sum_of_known
 from green_torch.units import ns_to_s
 
@@ -184,7 +184,7 @@ def group(name: str, runs: Sequence[Run]) -> Group:
     by_basis: dict[str, float] = {}
     for run in runs:
         for domain in run.totals.domains:
-            kind = domain.name.rstrip("0123456789"), domain.method
+            kind = kind_of(domain.name), domain.method
             by_kind[kind] = by_kind.get(kind, 0.0) + domain.energy_j
         for segment in run.segments:
             if segment.totals.operational_g is not None:
