@@ -44,7 +44,6 @@ SCHEMA = "green_torch.when/1"
 FORMATS = ("human", "slurm", "iso", "json")
 PROVIDERS = ("auto", "electricitymaps", "neso", "watttime")
 UNKNOWN = 3  # exit code of --strict where nothing is known ahead
-NOT_FOUND = 127
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": S_PER_HOUR, "d": 24 * S_PER_HOUR}
 _ASK_AGAIN_S = S_PER_HOUR
 _WATCH_S = 900.0

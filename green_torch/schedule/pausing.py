@@ -464,7 +464,7 @@ class LoopPauses:
     """Pauses of a plain loop: saves, then waits in place or leaves.
 
     Args:
-        provider: with a forecast or a history.
+        provider: as for :class:`Pauses`.
         directory: where a run that leaves says when it wants to go on.
         save: the loop's own checkpoint; needed to leave. Each rank calls it.
         warn: says once what is missing.
