@@ -26,6 +26,7 @@ from green_torch.cache import cache_file, entries, keep
 from green_torch.errors import ArgumentError
 from green_torch.processor import cpu_name, instructions
 from green_torch.records import DevicePeak
+from green_torch.units import FLOP_PER_TFLOP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,6 @@ DTYPES = {  # columns of the table, as people call them, and what they stand for
     "fp16": "float16",
     "fp8": "float8",
 }
-_FLOP_PER_TFLOP = 1e12
 _IGNORED_SHARE = 0.01  # of a step's FLOPs that may lack a peak
 _BUSY_FACTOR = 4  # how many times the budget the measurement may take where other processes hold the cores
 _PROCESSES = 5  # that measure a CPU's peak, of which the best counts
@@ -78,6 +78,16 @@ class KnownDevice:
         bare = re.sub(r"^(nvidia|amd)\s+", "", " ".join(device_name.split()), flags=re.IGNORECASE)
         return re.fullmatch(self.pattern, bare, flags=re.IGNORECASE) is not None
 
+    @property
+    def cited(self) -> str:
+        """Where its figures are from, and on what basis."""
+        return f"{self.source} ({self.basis})"
+
+    def peak(self, dtype: str) -> DevicePeak | None:
+        """Its dense peak at "bfloat16" and the like; ``None`` where the table has none."""
+        flop_per_s = self.peaks_flop_per_s.get(dtype)
+        return None if flop_per_s is None else DevicePeak(flop_per_s, self.name, dtype, "datasheet", self.cited)
+
 
 @lru_cache(maxsize=1)
 def known_devices() -> tuple[KnownDevice, ...]:
@@ -87,7 +97,7 @@ def known_devices() -> tuple[KnownDevice, ...]:
 
 
 def _known(row: dict[str, str]) -> KnownDevice:
-    peaks = {dtype: float(row[column]) * _FLOP_PER_TFLOP for column, dtype in DTYPES.items() if row[column]}
+    peaks = {dtype: float(row[column]) * FLOP_PER_TFLOP for column, dtype in DTYPES.items() if row[column]}
     return KnownDevice(
         name=row["name"],
         pattern=row["pattern"],
@@ -116,9 +126,7 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype | str) -> DevicePe
     if _is_cpu(device):
         return measured_cpu_peak(wanted)
     known = _find(device)
-    if known is None or wanted not in known.peaks_flop_per_s:
-        return None
-    return DevicePeak(known.peaks_flop_per_s[wanted], known.name, wanted, "datasheet", f"{known.source} ({known.basis})")
+    return None if known is None else known.peak(wanted)
 
 
 def blended_peak(

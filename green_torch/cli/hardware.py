@@ -22,7 +22,7 @@ from green_torch.estimate import MONTHS_PER_YEAR, Payback, Span, manufacturing_g
 from green_torch.peaks import DTYPES, known_devices
 from green_torch.processor import ARCHITECTURES
 from green_torch.records import DevicePeak, Embodied, IntensityPoint, Method, Phase
-from green_torch.units import G_PER_KG, HOURS_PER_YEAR, grams, si
+from green_torch.units import FLOP_PER_TFLOP, G_PER_KG, HOURS_PER_YEAR, grams, si
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 SCHEMA = "green_torch.hardware/1"
 REFRESH_SCHEMA = "green_torch.refresh/1"
 _SOURCES = 12  # cards: of so many each one's source is printed
-_FLOP_PER_TFLOP = 1e12
 _FEWEST_MONTHS = 2  # below, days are told
 _HALF_NOTE = "half: bfloat16, or float16 on a card without it. TDP is a limit, not what a run draws: what yours draws is in green-torch report."
 _MADE_NOTE = (
@@ -142,8 +141,8 @@ def _card(known: KnownDevice) -> Card:
         peaks_flop_per_s=peaks,
         tflop_per_s_per_w={}
         if known.tdp_w is None
-        else {key: peak / _FLOP_PER_TFLOP / known.tdp_w for key, peak in peaks.items()},
-        source=f"{known.source} ({known.basis})",
+        else {key: peak / FLOP_PER_TFLOP / known.tdp_w for key, peak in peaks.items()},
+        source=known.cited,
         manufacturing_kg=made.kg if made else None,
         manufacturing_lo_kg=made.lo_kg if made else None,
         manufacturing_hi_kg=made.hi_kg if made else None,
@@ -253,7 +252,7 @@ def refresh(
     device_old = next(iter(gpus), "") or _processor(run)
     mfu_of_cpu = mfu_to is None and not gpus
 
-    wanted, flop_per_s = peak_at(new, dtype or _dtype_of(run, new, assumed))
+    peak = peak_at(new, dtype or _dtype_of(run, new, assumed))
     mfu = _mfu_new(run, mfu_to, device_old, of_cpu=mfu_of_cpu, assumed=assumed)
     share = _power_share(power_to, power_old - host, device_old, assumed)
     if power_to is not None:
@@ -279,7 +278,7 @@ def refresh(
         energy_old_j_per_flop=train.energy_j / train.model_flops,
         flop_per_s_old=flop_per_s_old,
         power_new_w=power_new,
-        flop_per_s_new=flop_per_s * mfu,
+        flop_per_s_new=peak.flop_per_s * mfu,
         facility_g_per_kwh=point.g_per_kwh * factor,
         in_use=used,
         lifetime_years=years,
@@ -297,7 +296,7 @@ def refresh(
         power_old_w=power_old,
         host_power_w=host,
         device_new=new.name,
-        peak_new=DevicePeak(flop_per_s, new.name, wanted, "datasheet", f"{new.source} ({new.basis})"),
+        peak_new=peak,
         mfu_new=mfu,
         power_share_new=share,
         power_new_w=power_new,
@@ -313,7 +312,7 @@ def refresh(
         missing=tuple(missing),
         sources=(
             f"joules a FLOP: the run's training, {_known(run)}",
-            f"new card: {new.source} ({new.basis})",
+            f"new card: {new.cited}",
             f"grid: {grid_line(point)}",
             f"PUE {factor:g}: {pue_source}",
             f"making the new card: {embodied.source}",
@@ -360,7 +359,7 @@ def _dtype_of(run: Run, new: KnownDevice, assumed: list[str]) -> str | None:
                 f"the work runs at {ran} on the new card as it did, or most of it, on the old: --dtype says otherwise"
             )
             return ran
-    dtype, _ = peak_at(new, None)
+    dtype = peak_at(new, None).dtype
     assumed.append(
         f"the work runs at {dtype} on the new card, since the run's own dtype is not on record: --dtype says otherwise"
     )
@@ -443,8 +442,8 @@ def show_refresh(one: Refresh, console: Console) -> None:
     main.add_row("Power of each, with its host", si(one.power_old_w, "W"), si(one.power_new_w, "W"))
     main.add_row(
         "Energy a TFLOP of the model",
-        si(result.energy_old_j_per_flop * _FLOP_PER_TFLOP, "J"),
-        si(result.energy_new_j_per_flop * _FLOP_PER_TFLOP, "J"),
+        si(result.energy_old_j_per_flop * FLOP_PER_TFLOP, "J"),
+        si(result.energy_new_j_per_flop * FLOP_PER_TFLOP, "J"),
     )
     main.add_row("Old cards' work that one does", "1", rounded(result.work_ratio))
     main.add_row("Made, one card", "spent", _span(result.made_g))
