@@ -232,33 +232,14 @@ def refresh(
     run = _the_run(directory)
     new, note = card(to)
     assumed.append(note)
-    train = run.totals.phase(Phase.TRAIN)
-    gpus = Counter(
-        domain.device for segment in run.first_rank for domain in segment.manifest.domains if domain.name.startswith("gpu")
-    )
-    ranks = len({segment.manifest.rank for segment in run.segments})
-    count = max(1, sum(gpus.values()) // len(run.first_rank)) * ranks
-    if not train.energy_j or not train.model_flops:
-        lacks = "energy" if not train.energy_j else "model FLOPs"
-        how = "see green-torch doctor" if not train.energy_j else "pass the model, or flops_per_step=, to track()"
-        raise ArgumentError(
-            f"run {run.name!r} has no {lacks} of training on record, and what it needs a FLOP is not known: {how}"
-        )
-    duration_s = train.duration_s / ranks
-    flop_per_s_old = train.model_flops / duration_s / count
-    power_old = train.energy_j / duration_s / count
-    host_share = _host_share(run)
-    host = power_old * host_share if gpus else 0.0
-    device_old = next(iter(gpus), "") or _processor(run)
-    mfu_of_cpu = mfu_to is None and not gpus
+    old = _old(run)
+    mfu_of_cpu = mfu_to is None and not old.is_gpu
 
     peak = peak_at(new, dtype or _dtype_of(run, new, assumed))
-    mfu = _mfu_new(run, mfu_to, device_old, of_cpu=mfu_of_cpu, assumed=assumed)
-    share = _power_share(power_to, power_old - host, device_old, assumed)
-    if power_to is not None:
-        assumed.append(f"the new card draws {percent(share)} of its TDP: what you typed, not measured")
-    if host:
-        assumed.append(f"the host draws {si(host, 'W')} beside each card, as measured on the old one")
+    mfu = _mfu_new(run, mfu_to, old.device, of_cpu=mfu_of_cpu, assumed=assumed)
+    share = _power_share(power_to, old.power_w - old.host_w, old.device, assumed)
+    if old.host_w:
+        assumed.append(f"the host draws {si(old.host_w, 'W')} beside each card, as measured on the old one")
     else:
         missing.append("processors and memory of the new card's host: the run has no joules of one beside a GPU")
     used = 1.0 if in_use is None else number("--in-use", in_use, most=1.0)
@@ -273,10 +254,10 @@ def refresh(
     if embodied_kg is None:
         missing += _not_in_making(embodied, server=server)
     missing.append("what cards draw while idle; making the old card, which is spent either way")
-    power_new = share * tdp_w(new) + host
+    power_new = share * tdp_w(new) + old.host_w
     result = payback(
-        energy_old_j_per_flop=train.energy_j / train.model_flops,
-        flop_per_s_old=flop_per_s_old,
+        energy_old_j_per_flop=old.energy_j_per_flop,
+        flop_per_s_old=old.flop_per_s,
         power_new_w=power_new,
         flop_per_s_new=peak.flop_per_s * mfu,
         facility_g_per_kwh=point.g_per_kwh * factor,
@@ -288,13 +269,13 @@ def refresh(
     return Refresh(
         schema=REFRESH_SCHEMA,
         run=run.name,
-        device_old=device_old,
-        count_old=count,
+        device_old=old.device,
+        count_old=old.count,
         energy_known=_known(run),
         energy_measured=not run.totals.share(Method.ESTIMATED),
         mfu_old=run.mfu,
-        power_old_w=power_old,
-        host_power_w=host,
+        power_old_w=old.power_w,
+        host_power_w=old.host_w,
         device_new=new.name,
         peak_new=peak,
         mfu_new=mfu,
@@ -329,6 +310,50 @@ def _the_run(directory: Path) -> Run:
         raise ArgumentError(f"--from {str(directory)!r}: no run of green_torch below it{why}")
     places = ", ".join(str(run.segments[0].path.parent.parent) for run in found.runs[:4])
     raise ArgumentError(f"--from {str(directory)!r}: {len(found.runs)} runs below it; give one: {places}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """What training took on each of a run's ``count`` devices. ``power_w`` holds its share of the host, which beside a GPU is ``host_w``."""
+
+    device: str
+    count: int
+    is_gpu: bool
+    energy_j_per_flop: float
+    flop_per_s: float
+    power_w: float
+    host_w: float
+
+
+def _old(run: Run) -> _Old:
+    """What a run was on.
+
+    Raises:
+        ArgumentError: it has no joules or no FLOPs of training on record.
+    """
+    train = run.totals.phase(Phase.TRAIN)
+    gpus = Counter(
+        domain.device for segment in run.first_rank for domain in segment.manifest.domains if domain.name.startswith("gpu")
+    )
+    ranks = len({segment.manifest.rank for segment in run.segments})
+    count = max(1, sum(gpus.values()) // len(run.first_rank)) * ranks
+    if not train.energy_j or not train.model_flops:
+        lacks = "energy" if not train.energy_j else "model FLOPs"
+        how = "see green-torch doctor" if not train.energy_j else "pass the model, or flops_per_step=, to track()"
+        raise ArgumentError(
+            f"run {run.name!r} has no {lacks} of training on record, and what it needs a FLOP is not known: {how}"
+        )
+    duration_s = train.duration_s / ranks
+    power_w = train.energy_j / duration_s / count
+    return _Old(
+        device=next(iter(gpus), "") or _processor(run),
+        count=count,
+        is_gpu=bool(gpus),
+        energy_j_per_flop=train.energy_j / train.model_flops,
+        flop_per_s=train.model_flops / duration_s / count,
+        power_w=power_w,
+        host_w=power_w * _host_share(run) if gpus else 0.0,
+    )
 
 
 def _processor(run: Run) -> str:
@@ -388,7 +413,9 @@ def _mfu_new(run: Run, mfu_to: float | None, device_old: str, *, of_cpu: bool, a
 def _power_share(given: float | None, power_old_w: float, device_old: str, assumed: list[str]) -> float:
     """The new card's power over its TDP."""
     if given is not None:
-        return number("--power-to", given, most=1.5, hint=": a share of TDP")
+        share = number("--power-to", given, most=1.5, hint=": a share of TDP")
+        assumed.append(f"the new card draws {percent(share)} of its TDP: what you typed, not measured")
+        return share
     old = next((known for known in known_devices() if known.matches(device_old) and known.tdp_w), None)
     if old is None or old.tdp_w is None:
         assumed.append("the new card draws all of its TDP: the old one's share is not known. --power-to 0.7 says otherwise")
