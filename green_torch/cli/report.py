@@ -26,6 +26,7 @@ from rich.text import Text
 
 from green_torch import ledger
 from green_torch.cli.console import HOW_KNOWN, bounded, grid_line, percent, sensor_note
+from green_torch.cli.options import share
 from green_torch.errors import ArgumentError, LedgerError
 from green_torch.ledger import Detail, FailedShare, Group, Ledger, Run, Status
 from green_torch.processor import ARCHITECTURES
@@ -121,10 +122,10 @@ def fraction(text: str) -> float:
     Raises:
         ArgumentError: neither.
     """
-    number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
-    if not number:
+    value = share(text)
+    if not 0 <= value < math.inf:
         raise ArgumentError(f"{text!r} is no share: type 5% or 0.05")
-    return float(number[1]) / (100 if number[2] else 1)
+    return value
 
 
 def _instant(text: str | None, *, end: bool) -> float:

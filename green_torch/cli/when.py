@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from green_torch.cli.assumptions import number
 from green_torch.cli.console import percent
-from green_torch.cli.options import in_options, options_named
+from green_torch.cli.options import in_options, options_named, share
 from green_torch.errors import ArgumentError, IntensityError
 from green_torch.intensity.online import iso
 from green_torch.records import IntensityPoint
@@ -136,11 +136,10 @@ def parse_fraction(text: str) -> float:
     Raises:
         ArgumentError: it is none between 0 and 1.
     """
-    with suppress(ValueError):
-        value = float(text.rstrip("% ")) / (100 if text.strip().endswith("%") else 1)
-        if 0 <= value <= 1:
-            return value
-    raise ArgumentError(f"--min-saving {text!r}: give a share between 0 and 1, or per cent, as 5%")
+    value = share(text)
+    if not 0 <= value <= 1:
+        raise ArgumentError(f"--min-saving {text!r}: give a share between 0 and 1, or per cent, as 5%")
+    return value
 
 
 def parse_moment(text: str) -> int:
