@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from report import instructions, table, write
+from report import table, write
 
 from green_torch.cli.compare import BuiltIn, parse_memory
 from green_torch.cli.comparison import difference
 from green_torch.cli.console import bounded, count, joules, mebibytes, percent, rounded
 from green_torch.experiment import Comparison, Progress, VariantResult, compare, largest_batch, parse_variant
+from green_torch.processor import instructions
 from green_torch.units import kwh, si
 
 if TYPE_CHECKING:

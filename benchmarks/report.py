@@ -22,13 +22,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-# What /proc/cpuinfo calls the instructions that change a benchmark most, the widest first: virtual machines of one name differ in them.
-_INSTRUCTIONS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512"}
 
 
 def machine() -> dict[str, Any]:
     """The machine, as its results name it. No host name, no user name."""
     import torch
+
+    from green_torch.processor import cpu_name, instructions
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -44,19 +44,6 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-
-
-def cpu_name() -> str:
-    """The processor, as Linux prints it."""
-    match = re.search(r"model name\s*:\s*(.+)", _cpuinfo())
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
-def instructions() -> str:
-    """The widest instructions for matrices that this processor has beyond AVX2; empty where it has none."""
-    match = re.search(r"^flags\s*:\s*(.+)", _cpuinfo(), re.MULTILINE)
-    flags = match.group(1).split() if match else []
-    return next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), "")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -83,13 +70,6 @@ def write(name: str, title: str, body: str, result: dict[str, Any], *, results: 
     (folder / f"{name}.json").write_text(
         json.dumps({"machine": where, **result}, indent=1, default=str) + "\n", encoding="utf-8"
     )
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _version(name: str) -> str | None:

@@ -19,16 +19,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from green_torch.cache import cache_file, entries, keep
 from green_torch.errors import ArgumentError
-from green_torch.processor import cpu_name
+from green_torch.processor import cpu_name, instructions
 from green_torch.records import DevicePeak
+from green_torch.units import FLOP_PER_TFLOP
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 __all__ = ["DTYPES", "KnownDevice", "blended_peak", "known_devices", "measured_cpu_peak", "peak_flops"]
@@ -41,7 +43,6 @@ DTYPES = {  # columns of the table, as people call them, and what they stand for
     "fp16": "float16",
     "fp8": "float8",
 }
-_FLOP_PER_TFLOP = 1e12
 _IGNORED_SHARE = 0.01  # of a step's FLOPs that may lack a peak
 _BUSY_FACTOR = 4  # how many times the budget the measurement may take where other processes hold the cores
 _PROCESSES = 5  # that measure a CPU's peak, of which the best counts
@@ -77,6 +78,16 @@ class KnownDevice:
         bare = re.sub(r"^(nvidia|amd)\s+", "", " ".join(device_name.split()), flags=re.IGNORECASE)
         return re.fullmatch(self.pattern, bare, flags=re.IGNORECASE) is not None
 
+    @property
+    def cited(self) -> str:
+        """Where its figures are from, and on what basis."""
+        return f"{self.source} ({self.basis})"
+
+    def peak(self, dtype: str) -> DevicePeak | None:
+        """Its dense peak at "bfloat16" and the like; ``None`` where the table has none."""
+        flop_per_s = self.peaks_flop_per_s.get(dtype)
+        return None if flop_per_s is None else DevicePeak(flop_per_s, self.name, dtype, "datasheet", self.cited)
+
 
 @lru_cache(maxsize=1)
 def known_devices() -> tuple[KnownDevice, ...]:
@@ -86,7 +97,7 @@ def known_devices() -> tuple[KnownDevice, ...]:
 
 
 def _known(row: dict[str, str]) -> KnownDevice:
-    peaks = {dtype: float(row[column]) * _FLOP_PER_TFLOP for column, dtype in DTYPES.items() if row[column]}
+    peaks = {dtype: float(row[column]) * FLOP_PER_TFLOP for column, dtype in DTYPES.items() if row[column]}
     return KnownDevice(
         name=row["name"],
         pattern=row["pattern"],
@@ -115,9 +126,7 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype | str) -> DevicePe
     if _is_cpu(device):
         return measured_cpu_peak(wanted)
     known = _find(device)
-    if known is None or wanted not in known.peaks_flop_per_s:
-        return None
-    return DevicePeak(known.peaks_flop_per_s[wanted], known.name, wanted, "datasheet", f"{known.source} ({known.basis})")
+    return None if known is None else known.peak(wanted)
 
 
 def blended_peak(
@@ -242,7 +251,7 @@ def measured_cpu_peak(
     asked = name, threads, _cpu_precision(name), cache_dir, os.environ.get("XDG_CACHE_HOME")  # asked for with every record
     if asked in _measured:
         return _measured[asked]
-    cpu = " ".join(filter(None, (cpu_name(), _instructions())))  # a home may be shared by virtual machines of one name
+    cpu = " ".join(filter(None, (cpu_name(), instructions())))  # a home may be shared by virtual machines of one name
     key = " | ".join((cpu, f"{threads} threads", name, _cpu_precision(name), f"torch {torch.__version__}"))
     path = cache_file("cpu_peaks.json", cache_dir)
     kept, n_processes = _kept(path, key)
@@ -313,16 +322,6 @@ def _involuntary_switches() -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-@lru_cache(maxsize=1)
-def _instructions() -> str:
-    """The widest matrix instructions that the CPU has beyond AVX2, as Linux calls them; empty where it has none or doesn't tell."""
-    with suppress(OSError):
-        flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        have = flags.group(1).split() if flags else []
-        return next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f") if flag in have), "")
-    return ""
 
 
 def _cpu_precision(dtype: str) -> str:

@@ -172,7 +172,7 @@ class FlopCount:
             by_dtype[key] = by_dtype.get(key, 0.0) + value
         return FlopCount(
             self.model_flops + other.model_flops,
-            _known_sum(self.hardware_flops, other.hardware_flops),
+            _sum_if_both(self.hardware_flops, other.hardware_flops),
             self.recompute_flops + other.recompute_flops,
             by_dtype,
             tuple(sorted({*self.uncounted_ops, *other.uncounted_ops})),
@@ -218,16 +218,16 @@ class Work:
             return self
         return Work(
             self.n_steps + other.n_steps,
-            _known_sum(self.samples, other.samples),
-            _known_sum(self.tokens, other.tokens),
-            _known_sum(self.flops, other.flops),
+            _sum_if_both(self.samples, other.samples),
+            _sum_if_both(self.tokens, other.tokens),
+            _sum_if_both(self.flops, other.flops),
         )
 
 
 Addend = TypeVar("Addend", int, float, FlopCount)
 
 
-def _known_sum(a: Addend | None, b: Addend | None) -> Addend | None:
+def _sum_if_both(a: Addend | None, b: Addend | None) -> Addend | None:
     return None if a is None or b is None else a + b
 
 
@@ -693,7 +693,7 @@ class RunSummary:
 
     def not_metered(self) -> list[str]:
         """What is missing and why, in short; ``manifest.missing`` and ``green-torch doctor`` have the errors and what mends them."""
-        modelled = {domain.name.rstrip("0123456789") for domain in self.manifest.domains if domain.method is Method.ESTIMATED}
+        modelled = {kind_of(domain.name) for domain in self.manifest.domains if domain.method is Method.ESTIMATED}
         return [
             *(_in_short(reason, modelled) for reason in self.manifest.missing),
             *(
@@ -822,7 +822,7 @@ def _in_short(reason: str, modelled: set[str]) -> str:
     names = what.split(", ")
     if not why or any(" " in name for name in names):
         return what.partition("; ")[0]
-    instead = ", so modelled" if modelled.issuperset(name.rstrip("0123456789") for name in names) else ""
+    instead = ", so modelled" if modelled.issuperset(map(kind_of, names)) else ""
     return f"{what}: {re.split(': |; ', why)[0]}{instead}"
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from green_torch.errors import GreenTorchError
 from green_torch.records import Deferral, RunTotals
 from green_torch.sinks.jsonl import read_last, run_files
 from green_torch.surroundings import restarts, same_job
-from green_torch.totals import known_sum
+from green_torch.totals import sum_of_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -127,16 +126,12 @@ def _left_unix_ns(run: RunFile) -> int | None:
 
 def _most(runs: Sequence[tuple[Manifest, float | None, float | None]], rank: int) -> float | None:
     """The largest sum that is known: of all that was found, or of what one carried, and of that one and those since."""
-    sums = [_known(used for _, used, _ in runs)]
+    sums = [sum_of_known(used for _, used, _ in runs)]
     for one, _, before in runs:
         if one.rank == rank and before is not None:
             since = [used for run, used, _ in runs if run.segment >= one.segment and run.started_unix_ns >= one.started_unix_ns]
-            sums.append(_known([before, *since]))
+            sums.append(sum_of_known([before, *since]))
     return max((known for known in sums if known is not None), default=None)
-
-
-def _known(values: Iterable[float | None]) -> float | None:
-    return reduce(known_sum, values, None)
 
 
 def last_of_job(log_dir: str | Path, manifest: Manifest) -> tuple[Path, Manifest] | None:

@@ -83,10 +83,10 @@ class Totals:
             energy_j=energy_j,
             energy_lo_j=lo_j,
             energy_hi_j=hi_j,
-            facility_energy_j=_sum_of_known(phase.facility_energy_j for phase in phases),
-            operational_g=_sum_of_known(phase.operational_g for phase in phases),
-            embodied_g=_sum_of_known(phase.embodied_g for phase in phases),
-            emissions_g=_sum_of_known(phase.emissions_g for phase in phases),
+            facility_energy_j=sum_of_known(phase.facility_energy_j for phase in phases),
+            operational_g=sum_of_known(phase.operational_g for phase in phases),
+            embodied_g=sum_of_known(phase.embodied_g for phase in phases),
+            emissions_g=sum_of_known(phase.emissions_g for phase in phases),
         )
 
     def means(self) -> RunSummary:
@@ -292,7 +292,8 @@ def _times(value: float | None, n: int) -> float | None:
     return None if value is None else n * value
 
 
-def _sum_of_known(values: Iterable[float | None]) -> float | None:
+def sum_of_known(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known; ``None`` where nothing is."""
     known = [value for value in values if value is not None]
     return math.fsum(known) if known else None
 

@@ -11,7 +11,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import compare_gpt
-import report
 from compare_gpt import EMULATED_BF16, NATIVE_BF16, QUICK, page, usual
 
 from green_torch.experiment import Comparison, parse_variant
@@ -166,22 +165,6 @@ def test_a_cpu_without_bf16_says_so(monkeypatch):
         assert told_of in told(three())
     assert "bf16+flash" in usual(gpu=False, native_bf16=True).variants
     assert "bf16+flash" not in usual(gpu=False, native_bf16=False).variants
-
-
-@pytest.mark.parametrize(
-    ("flags", "found"),
-    [
-        ("fma avx2 avx512f avx512_bf16", "AVX512-BF16"),
-        ("avx512f avx512_bf16 amx_bf16", "AMX-BF16"),
-        ("avx2 avx512f", "AVX512"),
-        ("avx2", ""),
-    ],
-)
-def test_a_cpus_instructions_are_in_its_name(monkeypatch, flags, found):
-    """Virtual machines of one name differ in them, and their results are kept apart."""
-    monkeypatch.setattr(report, "_cpuinfo", lambda: f"model name\t: AMD EPYC\nflags\t\t: fpu {flags} sse\n")
-    assert report.instructions() == found
-    assert report.cpu_name() == "AMD EPYC"
 
 
 def test_energy_at_a_target_mfu_is_a_what_if():

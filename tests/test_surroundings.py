@@ -11,7 +11,7 @@ import torch
 
 from green_torch.arguments import energy_meters
 from green_torch.meters import NODE_UNKNOWN, ONCE_PER_NODE
-from green_torch.processor import cpu_name
+from green_torch.processor import cpu_name, instructions
 from green_torch.surroundings import Place, common_run_id, described, job, place, restarted, same_job
 from green_torch.testing import ScriptedClock, ScriptedMeter
 
@@ -144,6 +144,23 @@ def test_a_cpu_has_a_name(tmp_path):
     assert cpu_name(told) == "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz"
     (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd40\n")
     assert cpu_name(tmp_path / "arm") == cpu_name(tmp_path / "none") == (platform.processor() or platform.machine())
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("fma avx2 avx512f avx512_bf16", "AVX512-BF16"),
+        ("avx512f avx512_bf16 amx_bf16", "AMX-BF16"),
+        ("avx2 avx512f", "AVX512"),
+        ("avx2", ""),
+    ],
+)
+def test_a_cpus_instructions_are_told(tmp_path, flags, found):
+    """The widest that it has, so that results of virtual machines of one name are kept apart; none where nothing tells."""
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"model name\t: AMD EPYC\nflags\t\t: fpu {flags} sse\n")
+    assert instructions(told) == found
+    assert instructions(tmp_path / "none") == ""
 
 
 def test_a_model_is_called_by_its_own_name():

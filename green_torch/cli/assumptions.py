@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from green_torch.peaks import KnownDevice
-    from green_torch.records import IntensityPoint
+    from green_torch.records import DevicePeak, IntensityPoint
 
 HALF = "half"  # the column of bfloat16, or float16 on a card without it
 _VENDOR_WORDS = {"nvidia", "amd", "geforce", "rtx", "instinct", "tesla", "quadro", "generation"}
@@ -54,24 +54,22 @@ def card(name: str) -> tuple[KnownDevice, str]:
     return found[0], f"{name} is taken for {found[0].name}; it may also be {others}" if others else ""
 
 
-def peak_at(known: KnownDevice, dtype: str | None) -> tuple[str, float]:
-    """A card's dense peak in FLOP/s at "bf16" and the like; without one, at half precision: bfloat16, else float16.
+def peak_at(known: KnownDevice, dtype: str | None) -> DevicePeak:
+    """A card's dense peak at "bf16" and the like; without one, at half precision: bfloat16, else float16.
 
     Raises:
         ArgumentError: an unknown dtype, or the card has no figure for it.
     """
-    peaks = known.peaks_flop_per_s
     if dtype is None or dtype == HALF:
-        for half in ("bfloat16", "float16"):
-            if half in peaks:
-                return half, peaks[half]
+        found = known.peak("bfloat16") or known.peak("float16")
     else:
         name = DTYPES.get(dtype.lower(), dtype.lower())
         if name not in DTYPES.values():
             raise ArgumentError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
-        if name in peaks:
-            return name, peaks[name]
-    has = ", ".join(short for short, name in DTYPES.items() if name in peaks)
+        found = known.peak(name)
+    if found is not None:
+        return found
+    has = ", ".join(short for short, name in DTYPES.items() if name in known.peaks_flop_per_s)
     raise ArgumentError(
         f"{known.name} has no figure for {dtype or 'half precision'} in the table; it has {has}: --dtype {has.split(', ')[0]}"
     )

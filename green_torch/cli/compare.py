@@ -22,7 +22,7 @@ from rich.text import Text
 import green_torch
 from green_torch import experiment
 from green_torch.cli.comparison import Compared, Plan, comparison_parts, findings, in_counted_work
-from green_torch.cli.options import options_named
+from green_torch.cli.options import options_named, share
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.experiment.elsewhere import grids
 from green_torch.experiment.recorded import compare_runs
@@ -138,11 +138,7 @@ def parse_share(text: str) -> float:
     Raises:
         ArgumentError: no number between 0 and 1 (100 %).
     """
-    number = text.strip().removesuffix("%")
-    try:
-        value = float(number) / (100 if number != text.strip() else 1)
-    except ValueError:
-        value = math.nan
+    value = share(text)
     if not 0 < value < 1:
         raise ArgumentError(f"--until {text}: give half the interval's width, such as 1% or 0.01")
     return value

@@ -85,7 +85,7 @@ class Plan:
     def saving(self, comparison: Compared, name: str) -> Saving | None:
         """What it saves with a variant in place of the baseline; ``None`` where that is not known, or not the same training."""
         amount, unit = self.amount
-        return None if comparison.departure(name) else comparison.saving(name, **{f"planned_{unit}": amount})
+        return comparison.saving(name, **{f"planned_{unit}": amount})
 
     def unsaved(self, comparison: Compared, name: str) -> str:
         """Why :meth:`saving` gives none for a variant; empty where it gives one."""

@@ -103,7 +103,7 @@ def examine(asked: Asked) -> Estimate:
     known, note = card(asked.gpu)
     assumed = [note] if note else []
     missing: list[str] = []
-    sources = [f"card: {known.source} ({known.basis})"]
+    sources = [f"card: {known.cited}"]
     count = _count(asked, assumed)
     power_w, utilization = _power(asked, None if asked.power else tdp_w(known, ": give its watts, --power 700"), assumed)
     work = _work(asked, known, count, assumed, sources)
@@ -220,12 +220,11 @@ def _work(asked: Asked, known: KnownDevice, count: int, assumed: list[str], sour
     if asked.mfu is None:
         raise ArgumentError("an MFU must be assumed to get hours from FLOPs: --mfu 0.4, or a range --mfu 0.35-0.45")
     mfu = span("--mfu", asked.mfu, most=1.0, hint=": it is a fraction of the peak")
-    dtype, flop_per_s = peak_at(known, asked.dtype)
+    peak = peak_at(known, asked.dtype)
     if asked.dtype is None:
-        assumed.append(f"the peak at {dtype}, {si(flop_per_s, 'FLOP/s')} dense, for want of --dtype")
+        assumed.append(f"the peak at {peak.dtype}, {si(peak.flop_per_s, 'FLOP/s')} dense, for want of --dtype")
     assumed.append("the MFU is what you typed: it is not known before the run")
-    peak = DevicePeak(flop_per_s, known.name, dtype, "datasheet", f"{known.source} ({known.basis})")
-    return _Work(duration_s(flops, count, flop_per_s, mfu), flops, mfu, peak)
+    return _Work(duration_s(flops, count, peak.flop_per_s, mfu), flops, mfu, peak)
 
 
 def _flops(asked: Asked, sources: list[str]) -> float | None:

@@ -22,7 +22,7 @@ from green_torch.estimate import MONTHS_PER_YEAR, Payback, Span, manufacturing_g
 from green_torch.peaks import DTYPES, known_devices
 from green_torch.processor import ARCHITECTURES
 from green_torch.records import DevicePeak, Embodied, IntensityPoint, Method, Phase
-from green_torch.units import G_PER_KG, HOURS_PER_YEAR, grams, si
+from green_torch.units import FLOP_PER_TFLOP, G_PER_KG, HOURS_PER_YEAR, grams, si
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 SCHEMA = "green_torch.hardware/1"
 REFRESH_SCHEMA = "green_torch.refresh/1"
 _SOURCES = 12  # cards: of so many each one's source is printed
-_FLOP_PER_TFLOP = 1e12
 _FEWEST_MONTHS = 2  # below, days are told
 _HALF_NOTE = "half: bfloat16, or float16 on a card without it. TDP is a limit, not what a run draws: what yours draws is in green-torch report."
 _MADE_NOTE = (
@@ -142,8 +141,8 @@ def _card(known: KnownDevice) -> Card:
         peaks_flop_per_s=peaks,
         tflop_per_s_per_w={}
         if known.tdp_w is None
-        else {key: peak / _FLOP_PER_TFLOP / known.tdp_w for key, peak in peaks.items()},
-        source=f"{known.source} ({known.basis})",
+        else {key: peak / FLOP_PER_TFLOP / known.tdp_w for key, peak in peaks.items()},
+        source=known.cited,
         manufacturing_kg=made.kg if made else None,
         manufacturing_lo_kg=made.lo_kg if made else None,
         manufacturing_hi_kg=made.hi_kg if made else None,
@@ -233,33 +232,14 @@ def refresh(
     run = _the_run(directory)
     new, note = card(to)
     assumed.append(note)
-    train = run.totals.phase(Phase.TRAIN)
-    gpus = Counter(
-        domain.device for segment in run.first_rank for domain in segment.manifest.domains if domain.name.startswith("gpu")
-    )
-    ranks = len({segment.manifest.rank for segment in run.segments})
-    count = max(1, sum(gpus.values()) // len(run.first_rank)) * ranks
-    if not train.energy_j or not train.model_flops:
-        lacks = "energy" if not train.energy_j else "model FLOPs"
-        how = "see green-torch doctor" if not train.energy_j else "pass the model, or flops_per_step=, to track()"
-        raise ArgumentError(
-            f"run {run.name!r} has no {lacks} of training on record, and what it needs a FLOP is not known: {how}"
-        )
-    duration_s = train.duration_s / ranks
-    flop_per_s_old = train.model_flops / duration_s / count
-    power_old = train.energy_j / duration_s / count
-    host_share = _host_share(run)
-    host = power_old * host_share if gpus else 0.0
-    device_old = next(iter(gpus), "") or _processor(run)
-    mfu_of_cpu = mfu_to is None and not gpus
+    old = _old(run)
+    mfu_of_cpu = mfu_to is None and not old.is_gpu
 
-    wanted, flop_per_s = peak_at(new, dtype or _dtype_of(run, new, assumed))
-    mfu = _mfu_new(run, mfu_to, device_old, of_cpu=mfu_of_cpu, assumed=assumed)
-    share = _power_share(power_to, power_old - host, device_old, assumed)
-    if power_to is not None:
-        assumed.append(f"the new card draws {percent(share)} of its TDP: what you typed, not measured")
-    if host:
-        assumed.append(f"the host draws {si(host, 'W')} beside each card, as measured on the old one")
+    peak = peak_at(new, dtype or _dtype_of(run, new, assumed))
+    mfu = _mfu_new(run, mfu_to, old.device, of_cpu=mfu_of_cpu, assumed=assumed)
+    share = _power_share(power_to, old.power_w - old.host_w, old.device, assumed)
+    if old.host_w:
+        assumed.append(f"the host draws {si(old.host_w, 'W')} beside each card, as measured on the old one")
     else:
         missing.append("processors and memory of the new card's host: the run has no joules of one beside a GPU")
     used = 1.0 if in_use is None else number("--in-use", in_use, most=1.0)
@@ -274,12 +254,12 @@ def refresh(
     if embodied_kg is None:
         missing += _not_in_making(embodied, server=server)
     missing.append("what cards draw while idle; making the old card, which is spent either way")
-    power_new = share * tdp_w(new) + host
+    power_new = share * tdp_w(new) + old.host_w
     result = payback(
-        energy_old_j_per_flop=train.energy_j / train.model_flops,
-        flop_per_s_old=flop_per_s_old,
+        energy_old_j_per_flop=old.energy_j_per_flop,
+        flop_per_s_old=old.flop_per_s,
         power_new_w=power_new,
-        flop_per_s_new=flop_per_s * mfu,
+        flop_per_s_new=peak.flop_per_s * mfu,
         facility_g_per_kwh=point.g_per_kwh * factor,
         in_use=used,
         lifetime_years=years,
@@ -289,15 +269,15 @@ def refresh(
     return Refresh(
         schema=REFRESH_SCHEMA,
         run=run.name,
-        device_old=device_old,
-        count_old=count,
+        device_old=old.device,
+        count_old=old.count,
         energy_known=_known(run),
         energy_measured=not run.totals.share(Method.ESTIMATED),
         mfu_old=run.mfu,
-        power_old_w=power_old,
-        host_power_w=host,
+        power_old_w=old.power_w,
+        host_power_w=old.host_w,
         device_new=new.name,
-        peak_new=DevicePeak(flop_per_s, new.name, wanted, "datasheet", f"{new.source} ({new.basis})"),
+        peak_new=peak,
         mfu_new=mfu,
         power_share_new=share,
         power_new_w=power_new,
@@ -313,7 +293,7 @@ def refresh(
         missing=tuple(missing),
         sources=(
             f"joules a FLOP: the run's training, {_known(run)}",
-            f"new card: {new.source} ({new.basis})",
+            f"new card: {new.cited}",
             f"grid: {grid_line(point)}",
             f"PUE {factor:g}: {pue_source}",
             f"making the new card: {embodied.source}",
@@ -330,6 +310,50 @@ def _the_run(directory: Path) -> Run:
         raise ArgumentError(f"--from {str(directory)!r}: no run of green_torch below it{why}")
     places = ", ".join(str(run.segments[0].path.parent.parent) for run in found.runs[:4])
     raise ArgumentError(f"--from {str(directory)!r}: {len(found.runs)} runs below it; give one: {places}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """What training took on each of a run's ``count`` devices. ``power_w`` holds its share of the host, which beside a GPU is ``host_w``."""
+
+    device: str
+    count: int
+    is_gpu: bool
+    energy_j_per_flop: float
+    flop_per_s: float
+    power_w: float
+    host_w: float
+
+
+def _old(run: Run) -> _Old:
+    """What a run was on.
+
+    Raises:
+        ArgumentError: it has no joules or no FLOPs of training on record.
+    """
+    train = run.totals.phase(Phase.TRAIN)
+    gpus = Counter(
+        domain.device for segment in run.first_rank for domain in segment.manifest.domains if domain.name.startswith("gpu")
+    )
+    ranks = len({segment.manifest.rank for segment in run.segments})
+    count = max(1, sum(gpus.values()) // len(run.first_rank)) * ranks
+    if not train.energy_j or not train.model_flops:
+        lacks = "energy" if not train.energy_j else "model FLOPs"
+        how = "see green-torch doctor" if not train.energy_j else "pass the model, or flops_per_step=, to track()"
+        raise ArgumentError(
+            f"run {run.name!r} has no {lacks} of training on record, and what it needs a FLOP is not known: {how}"
+        )
+    duration_s = train.duration_s / ranks
+    power_w = train.energy_j / duration_s / count
+    return _Old(
+        device=next(iter(gpus), "") or _processor(run),
+        count=count,
+        is_gpu=bool(gpus),
+        energy_j_per_flop=train.energy_j / train.model_flops,
+        flop_per_s=train.model_flops / duration_s / count,
+        power_w=power_w,
+        host_w=power_w * _host_share(run) if gpus else 0.0,
+    )
 
 
 def _processor(run: Run) -> str:
@@ -360,7 +384,7 @@ def _dtype_of(run: Run, new: KnownDevice, assumed: list[str]) -> str | None:
                 f"the work runs at {ran} on the new card as it did, or most of it, on the old: --dtype says otherwise"
             )
             return ran
-    dtype, _ = peak_at(new, None)
+    dtype = peak_at(new, None).dtype
     assumed.append(
         f"the work runs at {dtype} on the new card, since the run's own dtype is not on record: --dtype says otherwise"
     )
@@ -389,7 +413,9 @@ def _mfu_new(run: Run, mfu_to: float | None, device_old: str, *, of_cpu: bool, a
 def _power_share(given: float | None, power_old_w: float, device_old: str, assumed: list[str]) -> float:
     """The new card's power over its TDP."""
     if given is not None:
-        return number("--power-to", given, most=1.5, hint=": a share of TDP")
+        share = number("--power-to", given, most=1.5, hint=": a share of TDP")
+        assumed.append(f"the new card draws {percent(share)} of its TDP: what you typed, not measured")
+        return share
     old = next((known for known in known_devices() if known.matches(device_old) and known.tdp_w), None)
     if old is None or old.tdp_w is None:
         assumed.append("the new card draws all of its TDP: the old one's share is not known. --power-to 0.7 says otherwise")
@@ -443,8 +469,8 @@ def show_refresh(one: Refresh, console: Console) -> None:
     main.add_row("Power of each, with its host", si(one.power_old_w, "W"), si(one.power_new_w, "W"))
     main.add_row(
         "Energy a TFLOP of the model",
-        si(result.energy_old_j_per_flop * _FLOP_PER_TFLOP, "J"),
-        si(result.energy_new_j_per_flop * _FLOP_PER_TFLOP, "J"),
+        si(result.energy_old_j_per_flop * FLOP_PER_TFLOP, "J"),
+        si(result.energy_new_j_per_flop * FLOP_PER_TFLOP, "J"),
     )
     main.add_row("Old cards' work that one does", "1", rounded(result.work_ratio))
     main.add_row("Made, one card", "spent", _span(result.made_g))

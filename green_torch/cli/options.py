@@ -1,7 +1,8 @@
-"""Errors of the library in the words of a command: its options where a message names Python arguments."""
+"""What commands have in common: a share as people type it, and errors of the library that name options in place of Python arguments."""
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +11,15 @@ from green_torch.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+def share(text: str) -> float:
+    """What "5%" and "0.05" mean, 0.05; NaN where it is no number."""
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if number != text.strip() else 1)
+    except ValueError:
+        return math.nan
 
 
 def in_options(text: str, options: Mapping[str, str]) -> str:

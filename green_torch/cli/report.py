@@ -1,7 +1,8 @@
 """``green-torch report DIR…``: what the runs below some directories used, emitted and wasted.
 
 :func:`examine` reads; :func:`sections` puts what was found in words, which :func:`show` prints and :func:`markdown` writes. Exports for
-programs and papers are in :mod:`green_torch.cli.report_exports`, the plots in :mod:`green_torch.cli.report_plot`.
+programs and papers are in :mod:`green_torch.cli.report_exports` and :mod:`green_torch.cli.report_codecarbon`, the plots in
+:mod:`green_torch.cli.report_plot`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from green_torch import ledger
-from green_torch.cli.console import bounded, grid_line, percent, sensor_note
+from green_torch.cli.console import HOW_KNOWN, bounded, grid_line, percent, sensor_note
+from green_torch.cli.options import share
 from green_torch.errors import ArgumentError, LedgerError
 from green_torch.ledger import Detail, FailedShare, Group, Ledger, Run, Status
 from green_torch.processor import ARCHITECTURES
@@ -37,11 +39,6 @@ if TYPE_CHECKING:
 
     from green_torch.records import Domain, Embodied
 
-HOW_KNOWN = {
-    Method.COUNTER: "counted by the hardware",
-    Method.SAMPLED: "power readings, integrated",
-    Method.ESTIMATED: "a model: not measured",
-}
 FORMATS = ("table", "markdown", "csv", "json", "png", "model-card", "codecarbon", "paper")
 _FILE_WIDTH = 160
 _NAME_CHARS = 60
@@ -125,10 +122,10 @@ def fraction(text: str) -> float:
     Raises:
         ArgumentError: neither.
     """
-    number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
-    if not number:
+    value = share(text)
+    if not 0 <= value < math.inf:
         raise ArgumentError(f"{text!r} is no share: type 5% or 0.05")
-    return float(number[1]) / (100 if number[2] else 1)
+    return value
 
 
 def _instant(text: str | None, *, end: bool) -> float:

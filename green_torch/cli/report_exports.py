@@ -1,4 +1,4 @@
-"""A report for programs and papers: CSV, JSON, a Hugging Face model card's block, codecarbon's emissions.csv, sentences for a paper."""
+"""A report for programs and papers: CSV, JSON, a Hugging Face model card's block, sentences for a paper."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from green_torch.cli.report import Report
-    from green_torch.ledger import Group
+    from green_torch.ledger import Group, Run
 
 _MOST_GROUPS = 12
 _NAME_CHARS = 28
@@ -146,10 +146,11 @@ def _months(axes: Any, report: Report) -> None:
 
 def _mfu(axes: Any, report: Report) -> None:
     runs = [run for run in report.whole.runs if run.mfu is not None]
-    peaks = sorted({", ".join(sorted({f"{peak.device} {peak.dtype}" for peak in run.manifest.peaks})) for run in runs})
+    by_peak: dict[str, list[Run]] = {}
+    for run in runs:
+        by_peak.setdefault(", ".join(sorted({f"{peak.device} {peak.dtype}" for peak in run.manifest.peaks})), []).append(run)
     colours = (_BLUE, _PURPLE, _ORANGE, _GREEN, _RED)
-    for index, peak in enumerate(peaks):
-        own = [run for run in runs if ", ".join(sorted({f"{one.device} {one.dtype}" for one in run.manifest.peaks})) == peak]
+    for index, (peak, own) in enumerate(sorted(by_peak.items())):
         axes.scatter(
             [datetime.fromtimestamp(ns_to_s(run.started_unix_ns), UTC) for run in own],
             [100 * (run.mfu or 0.0) for run in own],

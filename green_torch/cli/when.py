@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from green_torch.cli.assumptions import number
 from green_torch.cli.console import percent
-from green_torch.cli.options import in_options, options_named
+from green_torch.cli.options import in_options, options_named, share
 from green_torch.errors import ArgumentError, IntensityError
 from green_torch.intensity.online import iso
-from green_torch.records import Deferral, IntensityPoint
+from green_torch.records import IntensityPoint
 from green_torch.schedule import THRESHOLD, Interval, Plan, outlook, plan_regions
-from green_torch.schedule.accounting import handed, planned, shifted
+from green_torch.schedule.accounting import handed, planned, shifted, unplanned
 from green_torch.schedule.observed import Observed
 from green_torch.surroundings import DEFERRAL
 from green_torch.units import NS_PER_S, S_PER_HOUR, grams, ns_to_s, s_to_ns
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from green_torch.intensity import Trace
+    from green_torch.records import Deferral
 
 SCHEMA = "green_torch.when/1"
 FORMATS = ("human", "slurm", "iso", "json")
 PROVIDERS = ("auto", "electricitymaps", "neso", "watttime")
 UNKNOWN = 3  # exit code of --strict where nothing is known ahead
-NOT_FOUND = 127
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": S_PER_HOUR, "d": 24 * S_PER_HOUR}
 _ASK_AGAIN_S = S_PER_HOUR
 _WATCH_S = 900.0
@@ -136,11 +136,10 @@ def parse_fraction(text: str) -> float:
     Raises:
         ArgumentError: it is none between 0 and 1.
     """
-    with suppress(ValueError):
-        value = float(text.rstrip("% ")) / (100 if text.strip().endswith("%") else 1)
-        if 0 <= value <= 1:
-            return value
-    raise ArgumentError(f"--min-saving {text!r}: give a share between 0 and 1, or per cent, as 5%")
+    value = share(text)
+    if not 0 <= value <= 1:
+        raise ArgumentError(f"--min-saving {text!r}: give a share between 0 and 1, or per cent, as 5%")
+    return value
 
 
 def parse_moment(text: str) -> int:
@@ -579,20 +578,14 @@ class _Waiting:
                 _say(problem)
             _say(f"nothing is known ahead: starting when the grid is cleaner than it is wont to be ({THRESHOLD})")
             _waits(max(0.0, left_s - job.duration_s), at_most=True)
-            point = watch.since(now_ns)[-1]
-            begin_ns = now_ns + s_to_ns(job.queue_delay_s)
-            self.put_off = Deferral(
-                policy=_WAIT,
+            self.put_off = unplanned(
+                watch.since(now_ns)[-1],
+                _WAIT,
+                begin_unix_ns=now_ns + s_to_ns(job.queue_delay_s),
                 baseline="starting now",
-                method=THRESHOLD,
-                region=point.region,
-                source=point.source,
-                kind=point.kind,
-                baseline_unix_ns=begin_ns,
-                deadline_unix_ns=self._deadline_ns,
                 work_s=job.duration_s,
-                stop_unix_ns=begin_ns,
                 resume_unix_ns=self._deadline_ns - s_to_ns(job.duration_s),
+                deadline_unix_ns=self._deadline_ns,
             )
         return now_ns + s_to_ns(min(_WATCH_S, max(1.0, left_s - job.duration_s)))
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from green_torch.errors import ArgumentError
-from green_torch.ledger.runs import Run, Status, total
-from green_torch.ledger.sums import known_sum
-from green_torch.records import Method, Phase, RunTotals
+from green_torch.ledger.runs import Run, Status, total, utilisation
+from green_torch.records import Method, Phase, RunTotals, kind_of
+from green_torch.totals import sum_of_known
 from green_torch.units import ns_to_s
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Group:
     @property
     def emissions_g(self) -> float | None:
         """Operational and embodied gCO2e; ``None`` where the operational ones' bases differ."""
-        return known_sum((self.operational_g, self.totals.embodied_g)) if self.one_basis else None
+        return sum_of_known((self.operational_g, self.totals.embodied_g)) if self.one_basis else None
 
     @property
     def embodied_span_g(self) -> tuple[float | None, float | None]:
@@ -184,7 +184,7 @@ def group(name: str, runs: Sequence[Run]) -> Group:
     by_basis: dict[str, float] = {}
     for run in runs:
         for domain in run.totals.domains:
-            kind = domain.name.rstrip("0123456789"), domain.method
+            kind = kind_of(domain.name), domain.method
             by_kind[kind] = by_kind.get(kind, 0.0) + domain.energy_j
         for segment in run.segments:
             if segment.totals.operational_g is not None:
@@ -226,7 +226,7 @@ def failed_share(whole: Group, target: float | None = None) -> FailedShare:
         raise ArgumentError(f"a target share of {target!r} is not between 0 and 1: give 5%, say")
     n_lost = sum(run.lost for run in whole.runs)
     n_ended = sum(run.finished for run in whole.runs)
-    ended_j = known_sum(run.totals.energy_j for run in whole.runs if run.finished)
+    ended_j = sum_of_known(run.totals.energy_j for run in whole.runs if run.finished)
     lost_j = whole.lost.energy_j
     energy_share = (lost_j or 0.0) / ended_j if ended_j else None
     if target is None or not n_lost:
@@ -246,10 +246,8 @@ def failed_share(whole: Group, target: float | None = None) -> FailedShare:
 
 def _mfu(runs: Sequence[Run]) -> float | None:
     segments = [one for run in runs for one in run.segments if one.capacity_flops and one.mfu is not None]
-    if len({_peak(one.manifest.peaks) for one in segments}) != 1:
-        return None
-    capacity = sum(one.capacity_flops or 0.0 for one in segments)
-    return sum((one.capacity_flops or 0.0) * (one.mfu or 0.0) for one in segments) / capacity
+    one_peak = len({_peak(one.manifest.peaks) for one in segments}) == 1
+    return utilisation(segments, "mfu") if one_peak else None
 
 
 def _peak(peaks: Sequence[object]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from green_torch.job import sharers
-from green_torch.ledger.sums import combined, known_sum, without_phase, work_alone
+from green_torch.ledger.sums import combined, without_phase, work_alone
 from green_torch.records import Flag, Manifest, Phase, RunTotals
 
 if TYPE_CHECKING:
@@ -236,8 +236,8 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
         useful=RunTotals() if lost else combined([(1, kept), (-1, restart)]) if restart.phases else kept,
         redone=total(one.redone for one in ordered),
         restart=restart,
-        mfu=_mean(ordered, "mfu"),
-        hfu=_mean(ordered, "hfu"),
+        mfu=utilisation(ordered, "mfu"),
+        hfu=utilisation(ordered, "hfu"),
         notes=tuple(_notes(ordered, job)),
     )
 
@@ -331,13 +331,12 @@ def total(totals: Iterable[RunTotals]) -> RunTotals:
     return combined(parts) if parts else RunTotals()
 
 
-def _mean(segments: Sequence[Segment], name: str) -> float | None:
-    """The mean of a utilisation, each segment by what its device could have done."""
+def utilisation(segments: Iterable[Segment], name: str) -> float | None:
+    """The mean of "mfu" or "hfu", each segment by what its device could have done; ``None`` where none tells both."""
     known = [
         (one.capacity_flops, value) for one in segments if one.capacity_flops and (value := getattr(one, name)) is not None
     ]
-    total = known_sum(capacity for capacity, _ in known)
-    return sum(capacity * value for capacity, value in known) / total if total else None
+    return sum(capacity * value for capacity, value in known) / sum(capacity for capacity, _ in known) if known else None
 
 
 def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from green_torch.records import DomainEnergy, Phase, PhaseTotals, RunTotals
+from green_torch.totals import sum_of_known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from green_torch.records import Method
 
@@ -89,12 +90,6 @@ def work_alone(totals: RunTotals) -> RunTotals:
     return RunTotals(phases, (), totals.duration_s)
 
 
-def known_sum(values: Iterable[float | None]) -> float | None:
-    """The sum of what is known; ``None`` where nothing is."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if known else None
-
-
 def _phase(phase: Phase, parts: Sequence[tuple[float, PhaseTotals]]) -> PhaseTotals:
     counts = {name: None if (value := _sum(parts, name)) is None else round(value) for name in _COUNTS}
     energy_j, lo_j, hi_j = _energy(parts)
@@ -117,7 +112,7 @@ def _domain(name: str, method: Method, parts: Sequence[tuple[float, DomainEnergy
 
 
 def _sum(parts: Weighted, name: str) -> float | None:
-    return known_sum(None if (value := getattr(part, name)) is None else weight * value for weight, part in parts)
+    return sum_of_known(None if (value := getattr(part, name)) is None else weight * value for weight, part in parts)
 
 
 def _energy(parts: Weighted) -> tuple[float | None, float | None, float | None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from green_torch.protocols import Meter
+from green_torch.records import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def discover(*, local_rank: int | None = None, node: bool = True, rapl_root: str
     def estimates() -> Opened:
         from green_torch.meters.codecarbon import open_meters
 
-        counted = {domain.name.rstrip("0123456789") for meter in meters for domain in meter.domains}
+        counted = {kind_of(domain.name) for meter in meters for domain in meter.domains}
         return open_meters(cpu="cpu" not in counted, ram="dram" not in counted)
 
     meters: list[Meter] = []

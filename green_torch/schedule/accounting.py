@@ -19,6 +19,7 @@ from green_torch.clock import HostClock
 from green_torch.errors import GreenTorchError, IntensityError
 from green_torch.records import Deferral
 from green_torch.schedule.observed import Observed
+from green_torch.schedule.outlook import THRESHOLD
 from green_torch.schedule.series import series
 from green_torch.sinks.codec import parsed, plain
 from green_torch.units import S_PER_HOUR, ns_to_s, s_to_ns
@@ -54,6 +55,20 @@ def planned(
         resume_unix_ns=resume_unix_ns,
         planned_g_per_kwh=found.emissions_g_per_kw / hours,
         planned_baseline_g_per_kwh=found.baseline_g_per_kw / hours,
+        **more,
+    )
+
+
+def unplanned(point: IntensityPoint, policy: str, *, begin_unix_ns: int, **more: Any) -> Deferral:
+    """Putting work off from there on by an online threshold on the grid that ``point`` is of: what that saves nobody knows ahead."""
+    return Deferral(
+        policy=policy,
+        method=THRESHOLD,
+        region=point.region,
+        source=point.source,
+        kind=point.kind,
+        baseline_unix_ns=begin_unix_ns,
+        stop_unix_ns=begin_unix_ns,
         **more,
     )
 

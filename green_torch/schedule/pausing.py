@@ -22,9 +22,9 @@ from green_torch.errors import ArgumentError, GreenTorchError, IntensityError
 from green_torch.intensity.constant import ConstantIntensity
 from green_torch.intensity.online import iso
 from green_torch.records import REQUEUE, Deferral
-from green_torch.schedule.accounting import Account, planned, present
+from green_torch.schedule.accounting import Account, planned, present, unplanned
 from green_torch.schedule.observed import Observed
-from green_torch.schedule.outlook import DAY_S, THRESHOLD, Outlook, outlook, repeated
+from green_torch.schedule.outlook import DAY_S, Outlook, outlook, repeated
 from green_torch.schedule.planning import RESUME_OVERHEAD_S, plan, seconds, unix_ns
 from green_torch.schedule.series import series
 from green_torch.units import ns_to_s, s_to_ns
@@ -408,20 +408,15 @@ class Pauses:
         cost = found.clean_g_per_kwh * self._overhead_s / self._check_s
         if gain - cost <= 0 or gain - cost < self._min_saving * found.now_g_per_kwh:
             return None
-        point = self._observed.since(now_ns)[-1]
         latest_ns = now_ns + s_to_ns(limit_s - left_s - self._overhead_s)
-        deferral = Deferral(
-            policy=IN_PLACE,
+        deferral = unplanned(
+            self._observed.since(now_ns)[-1],
+            IN_PLACE,
+            begin_unix_ns=now_ns,
             baseline=_RUNNING_ON,
-            method=THRESHOLD,
-            region=point.region,
-            source=point.source,
-            kind=point.kind,
-            baseline_unix_ns=now_ns,
-            deadline_unix_ns=now_ns + s_to_ns(limit_s),
             work_s=left_s,
-            stop_unix_ns=now_ns,
             resume_unix_ns=latest_ns,
+            deadline_unix_ns=now_ns + s_to_ns(limit_s),
             resume_s=self._overhead_s,
             idle_share=idle,
             idle_basis=basis,
@@ -469,7 +464,7 @@ class LoopPauses:
     """Pauses of a plain loop: saves, then waits in place or leaves.
 
     Args:
-        provider: with a forecast or a history.
+        provider: as for :class:`Pauses`.
         directory: where a run that leaves says when it wants to go on.
         save: the loop's own checkpoint; needed to leave. Each rank calls it.
         warn: says once what is missing.
