@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from green_torch.errors import ArgumentError
-from green_torch.ledger.runs import Run, Status, total, utilisation
+from green_torch.ledger.runs import Run, Status, total, utilization
 from green_torch.records import Method, Phase, RunTotals, kind_of
 from green_torch.totals import sum_of_known
 from green_torch.units import ns_to_s
@@ -247,7 +247,7 @@ def failed_share(whole: Group, target: float | None = None) -> FailedShare:
 def _mfu(runs: Sequence[Run]) -> float | None:
     segments = [one for run in runs for one in run.segments if one.capacity_flops and one.mfu is not None]
     one_peak = len({_peak(one.manifest.peaks) for one in segments}) == 1
-    return utilisation(segments, "mfu") if one_peak else None
+    return utilization(segments, "mfu") if one_peak else None
 
 
 def _peak(peaks: Sequence[object]) -> tuple[str, ...]:

@@ -236,8 +236,8 @@ def assembled(segments: Iterable[Segment], totals_at: Callable[[Segment, int], R
         useful=RunTotals() if lost else combined([(1, kept), (-1, restart)]) if restart.phases else kept,
         redone=total(one.redone for one in ordered),
         restart=restart,
-        mfu=utilisation(ordered, "mfu"),
-        hfu=utilisation(ordered, "hfu"),
+        mfu=utilization(ordered, "mfu"),
+        hfu=utilization(ordered, "hfu"),
         notes=tuple(_notes(ordered, job)),
     )
 
@@ -331,7 +331,7 @@ def total(totals: Iterable[RunTotals]) -> RunTotals:
     return combined(parts) if parts else RunTotals()
 
 
-def utilisation(segments: Iterable[Segment], name: str) -> float | None:
+def utilization(segments: Iterable[Segment], name: str) -> float | None:
     """The mean of "mfu" or "hfu", each segment by what its device could have done; ``None`` where none tells both."""
     known = [
         (one.capacity_flops, value) for one in segments if one.capacity_flops and (value := getattr(one, name)) is not None
