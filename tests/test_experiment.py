@@ -1380,6 +1380,17 @@ class TestProjection:
         assert saved.lo < saved.value < saved.hi
         assert saved.hi - saved.lo > abs(factor - 1) * 0.9 * (base.hi - base.lo)
 
+    def test_a_saving_holds_the_truth_where_the_meter_is_at_its_worst(self):
+        """The meter's bounds go on top of the scatter: off by all that they allow, the saving's low and high still hold the true one."""
+        noise, held, n = random.Random(1), 0, 200
+        for _ in range(n):
+            trues = [[joules * math.exp(noise.gauss(0, 0.01)) for _ in range(20)] for joules in (100.0, 80.0)]
+            read = [[factor * true for true in one] for factor, one in zip((1 / 1.02, 1 / 0.98), trues, strict=True)]
+            a, b = ([block(k, joules=joules, spread=0.02) for k, joules in enumerate(one)] for one in read)
+            saved = comparison(result("a", a), result("b", b)).saving("b", planned_tokens=3.6e8).energy_kwh
+            held += saved.lo <= 20.0 <= saved.hi
+        assert held >= 0.95 * n
+
     def test_a_saving_is_of_the_comparisons_confidence(self):
         """The baseline's interval in it is as wide as the difference's."""
         results = [result(name, [block(k, seconds=s + k % 2) for k in range(6)]) for name, s in (("a", 2.0), ("b", 1.0))]

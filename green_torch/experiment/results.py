@@ -716,15 +716,24 @@ def _saved_of(base: Range | None, difference: Difference | None) -> Range | None
     """The baseline's figure times what the variant uses less of it, with the extremes that the intervals of both allow."""
     if base is None or difference is None:
         return None
-    d = difference
-    saved = -d.estimate * base.value
-    if d.lo is None or base.lo is None or base.hi is None:
+    saved = -difference.estimate * base.value
+    if difference.lo is None or base.lo is None or base.hi is None:
         return Range(saved, None, None)
-    ends = [end for end in (d.lo, d.hi, d.instrument_lo, d.instrument_hi, d.gain_lo, d.gain_hi) if end is not None]
-    least, most = -max(ends), -min(ends)
+    low, high = _all_in_all(difference)
+    least, most = -high, -low
     lo = _times(least, base.lo if least >= 0 else base.hi)
     hi = _times(most, base.hi if most >= 0 else base.lo)
     return Range(saved, lo, hi)
+
+
+def _all_in_all(difference: Difference) -> tuple[float, float]:
+    """Where a relative difference lies if scatter, the meter's bounds and the sensors' gains are all off at once: their factors multiply."""
+    d, ratio = difference, 1 + difference.estimate
+    low = high = ratio
+    for lo, hi in ((d.lo, d.hi), (d.instrument_lo, d.instrument_hi), (d.gain_lo, d.gain_hi)):
+        if lo is not None and hi is not None:
+            low, high = low * (1 + lo) / ratio, high * (1 + hi) / ratio
+    return low - 1, high - 1
 
 
 def _times(end: float, base: float) -> float:

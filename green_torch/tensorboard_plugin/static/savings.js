@@ -154,6 +154,14 @@ function resultTable(rows, drawn, embodied, unit, planned, price) {
     h("p", { class: "note" }, `On the same device and at the same rates. Low to high: scatter between blocks, and the meter's bounds. Emissions are operational: facility energy × grid intensity.${rows.some((row) => isModelled(row.run)) ? " Where power was modelled, energy follows from time." : ""}${rows.some((row) => [row.hours, row.it].some(isNoisy)) ? ` Too noisy: the interval goes beyond a factor of ${NOISY} either way; train longer, on a machine that does nothing else.` : ""}`));
 }
 
+/** Where a difference lies if scatter, the meter's bounds and the sensors' gains are all off at once: their factors multiply, as in Comparison.saving. */
+function allInAll(found) {
+  if (!f.known(found.lo) || !f.known(found.hi)) return [null, null];
+  const ratio = 1 + found.estimate;
+  const pairs = [[found.lo, found.hi], found.instrument, found.gained].filter(Boolean);
+  return [0, 1].map((end) => pairs.reduce((product, pair) => (product * (1 + pair[end])) / ratio, ratio) - 1);
+}
+
 function saved(ctx, rows, price, unit) {
   const base = rows.find((row) => row.run === ctx.base);
   const others = rows.filter((row) => row !== base);
@@ -166,12 +174,12 @@ function saved(ctx, rows, price, unit) {
       if (!amount || found.refused) return null;
       if (!found.distinguishable) return found.lo === null ? "no interval" : "can't be told apart";
       if (isNoisy(whole)) return TOO_NOISY;
-      const ends = [found.lo, found.hi, ...(found.instrument ?? []), ...(found.gained ?? [])].filter(f.known);
+      const [low, high] = allInAll(found);
       const more = found.estimate > 0;
-      const [least, most] = more ? [Math.min(...ends), Math.max(...ends)] : [-Math.max(...ends), -Math.min(...ends)];
+      const [least, most] = more ? [low, high] : [-high, -low];
       const signed = (value) => format(value).replace("-", "−");
       const by = (end, small, large) => end * (end >= 0 ? small : large); // the extremes that both intervals allow, as Comparison.saving
-      return [h("span", {}, `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}`), ends.length && f.known(whole[1]) ? h("small", {}, f.span(signed, by(least, whole[1], whole[2]), by(most, whole[2], whole[1]), " to ")) : null];
+      return [h("span", {}, `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}`), f.known(low) && f.known(high) && f.known(whole[1]) ? h("small", {}, f.span(signed, by(least, whole[1], whole[2]), by(most, whole[2], whole[1]), " to ")) : null];
     };
     const departed = isPaired(ctx.base, row.run) ? departure(ctx.base, row.run) : "";
     const { refused } = energy;
