@@ -286,22 +286,27 @@ class Recorder:
     def _measure(self, span: Span, phase: Phase, flags: set[str]) -> list[DomainEnergy]:
         """Joules of each readable domain over the span; what could not be read is flagged and left out."""
         failing = self._sampler.failing()
-        clean = Flag.COUNTED not in span.flags
         domains: list[DomainEnergy] = []
         flags.update(f"{Flag.COUNTER_RESET}:{name}" for name in self._sampler.resets(span.end.hi_ns))
         with self._sampler.lock:
+            known = {
+                name
+                for name, timeline in self._sampler.timelines.items()
+                if timeline.knots and (name not in failing or timeline.settled(span.end))
+            }
+            typical = phase is Phase.TRAIN and Flag.COUNTED not in span.flags and self._totals.whole(len(known))
             for name, timeline in self._sampler.timelines.items():
-                settled = timeline.settled(span.end)
-                if not timeline.knots or (not settled and name in failing):
+                if name not in known:
                     flags.add(f"{Flag.METER_FAILED}:{name}")
                     continue
+                settled = timeline.settled(span.end)
                 if not settled and timeline.stood_still(span.end.hi_ns):
                     flags.add(f"{Flag.COUNTER_STUCK}:{name}")
                 levels = [(self._level(name, a), self._level(name, b)) for a, b in span.pieces]
                 if any(level.guessed for ends in levels for level in ends):
                     flags.add(f"{Flag.LATE}:{name}")
                 amounts = [
-                    self._totals.take(name, phase, clean, (a, level_a), (b, level_b))
+                    self._totals.take(name, phase, typical, (a, level_a), (b, level_b))
                     for (a, b), (level_a, level_b) in zip(span.pieces, levels, strict=True)
                 ]
                 # A step may end, on another stream, before the one ahead of it: it has no time of its own, and its 0 J say nothing.
@@ -388,7 +393,7 @@ class Recorder:
             with self._short:
                 typical = self._totals.means()
             saving["projected_savings_g"] = self._savings_g(train_sums(typical, totals.phase(Phase.TRAIN)))[0]
-        return replace(record, totals=totals, projected_total_g=self._projected_g(totals), **saving)
+        return replace(record, totals=totals, projected_total_g=self._projected_g(), **saving)
 
     def own_totals(self, status: str = "running") -> RankTotals:
         """What this rank tells the others of itself."""
@@ -424,8 +429,8 @@ class Recorder:
             tokens=train.tokens,
             model_flops=train.model_flops,
             hardware_flops=train.hardware_flops,
-            projected_total_g=self._projected_g(totals),
-            projected_energy_j=self._projected_j(totals, typical),
+            projected_total_g=self._projected_g(),
+            projected_energy_j=self._projected_j(typical),
             carried_energy_j=manifest.carried_energy_j,
             carried_emissions_g=manifest.carried_emissions_g,
             step_time_s=typical.step_time_s,
@@ -467,10 +472,9 @@ class Recorder:
         if stated is None or (stated.fallback and not point.fallback):
             self.restate(intensity=point)
 
-    def _projected_g(self, totals: RunTotals) -> float | None:
+    def _projected_g(self) -> float | None:
         """The planned run's emissions, in grams, from what typical steps cost."""
-        carried_g, per_step_g = self.manifest.carried_emissions_g, self._totals.typical.emissions_per_step_g
-        return self._projected(totals, totals.emissions_g, carried_g, per_step_g, "emissions_g")
+        return self._projected("emissions_g", self._totals.typical.emissions_per_step_g, self.manifest.carried_emissions_g)
 
     def _doubt_baseline(self) -> None:
         """Says once, on rank zero, why there is no saving against the baseline, or none of like with like; known at the first typical step."""
@@ -482,9 +486,9 @@ class Recorder:
             for doubt in baseline.doubts(self.manifest, counts_unit=typical.per_unit(baseline.unit) is not None):
                 self._warn(doubt)
 
-    def _projected_j(self, totals: RunTotals, typical: RunSummary) -> float | None:
+    def _projected_j(self, typical: RunSummary) -> float | None:
         """The planned run's joules."""
-        return self._projected(totals, totals.energy_j, self.manifest.carried_energy_j, typical.energy_per_step_j, "energy_j")
+        return self._projected("energy_j", typical.energy_per_step_j, self.manifest.carried_energy_j)
 
     def _savings_g(self, train: TrainSums | None) -> tuple[float | None, float | None, float | None]:
         """What the planned run, of which these are the steps so far, saves against the baseline, and the least and most of it, in grams.
@@ -508,18 +512,14 @@ class Recorder:
         bounds_g = (None, None) if least_g is None or most_g is None else (least_g, most_g)
         return saved_g(baseline.energy_per_unit_j, train.energy_j), *bounds_g
 
-    def _projected(
-        self, totals: RunTotals, so_far: float | None, carried: float | None, per_step: float | None, name: str
-    ) -> float | None:
+    def _projected(self, name: str, per_step: float | None, carried: float | None = 0.0) -> float | None:
         """The planned run's total of one quantity; of a resumed run, with what its earlier segments used, where that is known."""
-        manifest, train = self.manifest, totals.phase(Phase.TRAIN)
-        resumed = manifest.resumed_from_step is not None
-        if manifest.planned_steps is None or so_far is None or per_step is None or (resumed and carried is None):
+        manifest = self.manifest
+        if manifest.planned_steps is None or (manifest.resumed_from_step is not None and carried is None):
             return None
-        around = so_far - sum(getattr(totals.phase(phase), name) or 0.0 for phase in (Phase.TRAIN, Phase.SETUP))
-        return footprint.projected_total(
-            so_far + (carried or 0.0), per_step, around, train.n_steps, manifest.planned_steps - manifest.steps_before
-        )
+        with self._short:
+            total = self._totals.projected(name, per_step, manifest.planned_steps - manifest.steps_before)
+        return None if total is None else total + (carried or 0.0)
 
     def _summary(self, status: str, warnings: tuple[str, ...]) -> RunSummary:
         with self._short:
@@ -532,7 +532,7 @@ class Recorder:
             train_sums(typical, totals.phase(Phase.TRAIN)) if self._job_of is None else None
         )  # a job's saving is that of all ranks
         savings_g, savings_lo_g, savings_hi_g = self._savings_g(own)
-        total_s = self._projected(totals, totals.duration_s, 0.0, typical.step_time_s, "duration_s")
+        total_s = self._projected("duration_s", typical.step_time_s)
         return replace(
             typical,
             manifest=self.manifest,
@@ -540,11 +540,11 @@ class Recorder:
             resolved_through=resolved_through,
             totals=totals,
             cost=cost,
-            projected_total_g=self._projected_g(totals),
+            projected_total_g=self._projected_g(),
             projected_savings_g=savings_g,
             projected_savings_lo_g=savings_lo_g,
             projected_savings_hi_g=savings_hi_g,
-            projected_energy_j=self._projected_j(totals, typical),
+            projected_energy_j=self._projected_j(typical),
             time_left_s=None if total_s is None else max(0.0, total_s - totals.duration_s),
             warnings=warnings,
             job=self._job(partial(self.own_totals, status), ended=True),

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
+from green_torch import footprint
 from green_torch.records import (
     DomainEnergy,
     Flag,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
+_PROJECTED = ("energy_j", "emissions_g", "duration_s")
+_RECURRING = (Phase.EVAL, Phase.SAVE, Phase.OTHER)  # what goes on around train steps, as long as they go on
+
+
 class Totals:
     """Running sums: by phase, by domain, and over the train steps whose cost is typical."""
 
@@ -33,24 +38,40 @@ class Totals:
         self._timelines = timelines
         self._run = {name: Telescope(timeline) for name, timeline in timelines.items()}
         self._by_phase: dict[Phase, dict[str, Telescope]] = {}
-        self._clean = {name: Telescope(timeline) for name, timeline in timelines.items()}
+        self._typical = {name: Telescope(timeline) for name, timeline in timelines.items()}
         self._phases: dict[Phase, PhaseTotals] = {}
+        self._before: dict[Phase, PhaseTotals] = {}  # what the phases had come to when the first train step ended
+        self._known_steps: Counter[str] = Counter()  # train steps whose quantity is known, by its name
         self.typical = Typical()
 
-    def take(self, name: str, phase: Phase, clean: bool, start: tuple[Instant, Level], end: tuple[Instant, Level]) -> Amount:
+    def whole(self, n_domains: int) -> bool:
+        """Whether the energy of a step of which so many domains are known is typical: not where a meter failed that was read before.
+
+        Where one is read for the first time, the steps before are typical no more.
+        """
+        if n_domains > self.typical.n_domains:
+            self.typical.begin_energy(n_domains)
+            self._typical = {name: Telescope(timeline) for name, timeline in self._timelines.items()}
+        return n_domains == self.typical.n_domains
+
+    def take(self, name: str, phase: Phase, typical: bool, start: tuple[Instant, Level], end: tuple[Instant, Level]) -> Amount:
         """One piece of one domain, into every sum that it belongs to."""
         (a, level_a), (b, level_b) = start, end
         amount = self._timelines[name].amount(level_a, level_b, (b.at_ns - a.at_ns) / NS_PER_S)
         if phase not in self._by_phase:
             self._by_phase[phase] = {own: Telescope(timeline) for own, timeline in self._timelines.items()}
-        if clean and phase is Phase.TRAIN:
-            self._clean[name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
+        if typical:
+            self._typical[name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
         self._by_phase[phase][name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
         self._run[name].add(a.at_ns, level_a, b.at_ns, level_b, amount)
         return amount
 
     def add(self, record: StepRecord) -> None:
         """A record whose pieces have been taken."""
+        if record.phase is Phase.TRAIN:
+            if Phase.TRAIN not in self._phases:
+                self._before = dict(self._phases)
+            self._known_steps.update({name: record.n_steps for name in _PROJECTED if getattr(record, name) is not None})
         old = self._phases.get(record.phase, PhaseTotals(record.phase))
         _, lo_j, hi_j = add_domains(self._telescoped(self._by_phase.get(record.phase, {})))
         self._phases[record.phase] = PhaseTotals(
@@ -89,9 +110,26 @@ class Totals:
             emissions_g=sum_of_known(phase.emissions_g for phase in phases),
         )
 
+    def projected(self, name: str, per_step: float | None, planned_steps: int) -> float | None:
+        """What "energy_j", "emissions_g" or "duration_s" comes to in so many train steps, of which those that are done took what they took.
+
+        Evaluation, saving and the like go on as they have since the first train step; what came before it comes once, and pauses tell
+        nothing of further ones. Steps whose own is not known are taken for typical ones. ``None`` before the first that is.
+        """
+        done_steps = self._known_steps[name]
+        if per_step is None or not done_steps:
+            return None
+        so_far = math.fsum(getattr(phase, name) or 0.0 for phase in self._phases.values())
+        around = math.fsum(
+            (getattr(self._phases[phase], name) or 0.0) - (getattr(self._before.get(phase), name, None) or 0.0)
+            for phase in _RECURRING
+            if phase in self._phases
+        )
+        return footprint.projected_total(so_far, per_step, around, done_steps, planned_steps)
+
     def means(self) -> RunSummary:
         """A summary with the means over typical train steps; the rest is the caller's."""
-        return self.typical.build(tuple(self._telescoped(self._clean)))
+        return self.typical.build(tuple(self._telescoped(self._typical)))
 
     def _telescoped(self, sums: Mapping[str, Telescope]) -> list[DomainEnergy]:
         return [
@@ -102,20 +140,27 @@ class Totals:
 
 
 class Typical:
-    """Sums over train records that were not counted, kept apart by what each record knows."""
+    """Sums over train records that were not counted, kept apart by what each record knows; joules and grams where all meters were read."""
 
     def __init__(self) -> None:
         self.last_step: int | None = None
         self.flags: Counter[str] = Counter()
         self.peak_memory_bytes: int | None = None
         self.excluded = 0
-        self.steps = self.energy_steps = 0
-        self.seconds = self.energy_j = self.energy_s = self.emissions_g = 0.0
-        self.by_unit = {"token": (0.0, 0, 0), "sample": (0.0, 0, 0), "step": (0.0, 0, 0)}  # joules, units, steps
+        self.steps = 0
+        self.seconds = 0.0
+        self.begin_energy(0)
         self.model_flops = self.flop_seconds = self.capacity_flops = 0.0
         self.capacity_model_flops = self.capacity_hardware_flops = 0.0
         self.peaked_s = 0.0
         self.hardware_known = True
+
+    def begin_energy(self, n_domains: int) -> None:
+        """Takes the energy of steps of so many domains, from now on."""
+        self.n_domains = n_domains
+        self.energy_steps = self.emissions_steps = 0
+        self.energy_j = self.energy_s = self.emissions_g = 0.0
+        self.by_unit = {"token": (0.0, 0, 0), "sample": (0.0, 0, 0), "step": (0.0, 0, 0)}  # joules, units, steps
 
     def add(self, record: StepRecord) -> None:
         """Takes a record."""
@@ -130,31 +175,36 @@ class Typical:
             return
         self.steps += record.n_steps
         self.seconds += record.duration_s
-        if record.energy_j is not None:
+        if record.energy_j is not None and len(record.domains) == self.n_domains:
             self.energy_steps += record.n_steps
             self.energy_j += record.energy_j
             self.energy_s += record.duration_s
-            self.emissions_g += record.emissions_g or 0.0
             for unit, count in (("token", record.tokens), ("sample", record.samples), ("step", record.n_steps)):
                 if count:
                     energy_j, units, steps = self.by_unit[unit]
                     self.by_unit[unit] = (energy_j + record.energy_j, units + count, steps + record.n_steps)
+        if record.emissions_g is not None and len(record.domains) == self.n_domains:
+            self.emissions_steps += record.n_steps
+            self.emissions_g += record.emissions_g
         if record.model_flops is not None:
-            self.model_flops += record.model_flops
-            self.flop_seconds += record.duration_s
-            if record.peak_flop_per_s is not None:
-                self.capacity_flops += record.peak_flop_per_s * record.duration_s
-                self.capacity_model_flops += record.model_flops
-                if record.hardware_flops is None:
-                    self.hardware_known = False
-                else:
-                    self.capacity_hardware_flops += record.hardware_flops
-                self.peaked_s += record.duration_s
+            self._add_flops(record, record.model_flops)
+
+    def _add_flops(self, record: StepRecord, model_flops: float) -> None:
+        self.model_flops += model_flops
+        self.flop_seconds += record.duration_s
+        if record.peak_flop_per_s is not None:
+            self.capacity_flops += record.peak_flop_per_s * record.duration_s
+            self.capacity_model_flops += model_flops
+            if record.hardware_flops is None:
+                self.hardware_known = False
+            else:
+                self.capacity_hardware_flops += record.hardware_flops
+            self.peaked_s += record.duration_s
 
     @property
     def emissions_per_step_g(self) -> float | None:
-        """gCO2e of a typical train step; ``None`` before the first."""
-        return _ratio(self.emissions_g, self.energy_steps)
+        """gCO2e of a typical train step; ``None`` before the first for which they are known."""
+        return _ratio(self.emissions_g, self.emissions_steps)
 
     def per_unit(self, unit: str) -> tuple[float, float] | None:
         """Joules per token, sample or step, and how many of them a step has; ``None`` where that is not known."""
