@@ -60,7 +60,10 @@ def combined(
         accelerators_alone=alone,
         rank_step_time_s=_spread(times),
         sharing=sharing,
-        per_step=_per_step(counted) if complete or all_at_it(ranks, world_size) else None,
+        unmetered=tuple(
+            one.rank for one in ranks if one.rank not in others and one.last_step is not None and one.energy_j is None
+        ),
+        per_step=_per_step(counted, others) if complete or all_at_it(ranks, world_size) else None,
         train=of_all_ranks([one.train for one in counted]) if whole else None,
         **_summed(counted),
         **_projected([one for one in counted if one.rank not in others] if whole else []),
@@ -108,25 +111,30 @@ def _summed(ranks: Sequence[RankTotals]) -> dict[str, Any]:
 def _projected(ranks: Sequence[RankTotals]) -> dict[str, Any]:
     """What the planned steps come to: unknown where one rank's share of it is."""
     parts = {name: [getattr(one, name) for one in ranks] for name in _OF_ALL}
-    return {name: sum(values) if values and None not in values else None for name, values in parts.items()}
+    return {name: _sum_if_all(values) for name, values in parts.items()}
 
 
-def _per_step(ranks: Sequence[RankTotals]) -> PerStep | None:
-    """Sums over the ranks that are still at it: one that ended with fewer steps adds nothing to those that follow."""
+def _per_step(ranks: Sequence[RankTotals], others: Collection[int]) -> PerStep | None:
+    """Sums over the ranks that are still at it: one that ended with fewer steps adds nothing to those that follow.
+
+    Joules, grams and watts are ``None`` where one of these ranks doesn't know its own, unless it is of ``others``, whose joules another
+    one tells: part of them beside everybody's tokens would make the tokens cheap.
+    """
     last_step = max((one.last_step for one in ranks if one.last_step is not None), default=0)
     steps = [
-        one.per_step
+        (one.rank, one.per_step)
         for one in ranks
         if one.per_step is not None and (one.status == "running" or one.last_step is None or one.last_step >= last_step)
     ]
     if not steps:
         return None
-    peak, mfu, hfu = _utilization([(one.peak_flop_per_s, one.mfu, one.hfu) for one in steps])
-    units = {name: [getattr(one, name) for one in steps] for name in ("samples", "tokens")}
+    peak, mfu, hfu = _utilization([(one.peak_flop_per_s, one.mfu, one.hfu) for _, one in steps])
+    units = {name: [getattr(one, name) for _, one in steps] for name in ("samples", "tokens")}
+    metered = [one for rank, one in steps if rank not in others]
     return PerStep(
-        energy_j=_known([one.energy_j for one in steps]),
-        emissions_g=_known([one.emissions_g for one in steps]),
-        power_w=_known([one.power_w for one in steps]),
+        energy_j=_sum_if_all([one.energy_j for one in metered]),
+        emissions_g=_sum_if_all([one.emissions_g for one in metered]),
+        power_w=_sum_if_all([one.power_w for one in metered]),
         peak_flop_per_s=peak,
         mfu=mfu,
         hfu=hfu,
@@ -152,6 +160,10 @@ def _utilization(
 
 def _known(values: Sequence[float | None]) -> float | None:
     return reduce(known_sum, values, None)
+
+
+def _sum_if_all(values: Sequence[float | None]) -> float | None:
+    return None if not values or None in values else sum(value for value in values if value is not None)
 
 
 def _spread(values: Mapping[int, float | None]) -> Spread | None:

@@ -389,7 +389,8 @@ class JobTotals(Sums):
     ``oldest_age_s`` is how long ago a rank whose run has not ended last told anything new (``oldest_rank``, the longest ago): long where
     it died, and where it hangs. ``per_step`` is ``None`` while not all ranks have been heard of, in a job's first seconds. ``sharing``
     ranks meter nothing but what another one meters as well: their joules and grams are in no sum, their work is, and their peaks stand in
-    ``mfu`` as if they had devices of their own. ``rank_energy_j`` is of the accelerators alone where every rank meters some
+    ``mfu`` as if they had devices of their own. ``unmetered`` ranks know no joules of theirs, and none are in the sums, though their work
+    is. ``rank_energy_j`` is of the accelerators alone where every rank meters some
     (``accelerators_alone``). What is projected, and ``train``, is ``None`` unless all ranks know it. A job has one saving: its own joules
     per unit of work against the baseline's, both of all ranks; ``projected_savings_lo_g`` and ``..._hi_g`` are its bounds, by the meters'.
     """
@@ -407,6 +408,7 @@ class JobTotals(Sums):
     rank_step_time_s: Spread | None = None
     per_step: PerStep | None = None
     sharing: tuple[int, ...] = ()
+    unmetered: tuple[int, ...] = ()
     accelerators_alone: bool = False
     train: TrainSums | None = None
     projected_savings_g: float | None = None
@@ -790,7 +792,8 @@ class RunSummary:
             f"{job.reporting} of {job.world_size} report{silent}{age}; from step time on, what stands above is rank 0's",
         )
         once = f"; {_named(job.sharing)} on a GPU that another rank meters, counted once" if job.sharing else ""
-        yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}{once}"
+        without = f"; without {_named(job.unmetered)}, whose joules are not known" if job.unmetered else ""
+        yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}{once}{without}"
         yield "  emissions", grams(job.emissions_g)
         if job.mfu is not None:
             hfu = "unknown" if job.hfu is None else f"{job.hfu:.1%}"

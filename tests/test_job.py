@@ -112,6 +112,20 @@ def test_a_step_of_the_job_waits_for_all_ranks():
     assert job(zero, RankTotals(rank=1, status="failed")).per_step.energy_j == 10.0
 
 
+def test_a_rank_without_joules_makes_no_step_cheap():
+    """Where one rank's device can't be read, a step's joules and grams are not known, nor is who pays for its tokens; its name is told."""
+    step = PerStep(energy_j=10.0, emissions_g=1.0, tokens=100.0, power_w=100.0)
+    zero = RankTotals(rank=0, last_step=4, energy_j=100.0, tokens=400, per_step=step, devices=("GPU-a",), accelerator_j=100.0)
+    one = RankTotals(rank=1, last_step=4, tokens=400, per_step=PerStep(tokens=100.0))
+    both = job(zero, one)
+    assert (both.energy_j, both.tokens, both.unmetered) == (100.0, 800, (1,))
+    assert (both.per_step.energy_j, both.per_step.emissions_g, both.per_step.power_w) == (None, None, None)
+    assert both.per_step.tokens == 200.0
+    spared = job(replace(zero, devices=(), accelerator_j=0.0, node="n"), replace(one, node="n"))  # rank zero meters the node
+    assert (spared.per_step.energy_j, spared.unmetered) == (10.0, ())
+    assert job(zero, replace(one, last_step=None, per_step=None)).unmetered == ()
+
+
 def test_a_nodes_cpu_makes_no_straggler():
     """Ranks are compared by their accelerators alone where each meters some; where one has none, by all that each meters."""
     zero = RankTotals(rank=0, energy_j=150.0, accelerator_j=100.0)
