@@ -15,7 +15,7 @@ from green_torch.embodied import embodied_for
 from green_torch.errors import ArgumentError
 from green_torch.meters import NODE_UNKNOWN, ONCE_PER_NODE
 from green_torch.records import Embodied, Manifest, Phase, RunTotals, TrainSums
-from green_torch.totals import of_all_ranks, of_node, train_sums
+from green_torch.totals import of_all_ranks, of_all_segments, of_node, train_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -189,22 +189,26 @@ def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline 
     from green_torch.job import sharers, spared  # what only a baseline needs
     from green_torch.sinks.jsonl import read_last, run_files
 
-    last = {own: file for file, own, _ in run_files(Path(path))}  # of each rank, in the order of their starts
-    if 0 not in last:
+    files: dict[int, list[Path]] = {}  # of each rank, in the order of its segments
+    for file, own, _ in run_files(Path(path)):
+        files.setdefault(own, []).append(file)
+    if 0 not in files:
         raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
-    first = read_last(last[0])
-    ranks = [first, *(read_last(last[own]) for own in range(1, first.manifest.world_size) if own in last)]
-    ranks = [one for one in ranks if one.manifest.run_id == first.manifest.run_id]
-    if len(ranks) < first.manifest.world_size:
+    newest = read_last(files[0][-1]).manifest
+    read = [[read_last(file) for file in files.get(own, ())] for own in range(newest.world_size)]
+    ranks = [known for one in read if (known := [part for part in one if part.manifest.run_id == newest.run_id])]
+    if len(ranks) < newest.world_size:
         raise ArgumentError(
-            f"baseline={str(path)!r}: that run had {first.manifest.world_size} ranks, and there are files of {len(ranks)} of them: what "
+            f"baseline={str(path)!r}: that run had {newest.world_size} ranks, and there are files of {len(ranks)} of them: what "
             "the others used is not known. Gather the files of all ranks in one directory's green/"
         )
-    manifests = [one.manifest for one in ranks]
+    manifests = [one[-1].manifest for one in ranks]
     others = {*sharers({one.rank: one.devices for one in manifests})}
     if not any(not of_node(domain.name) for one in manifests for domain in one.domains):
         others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
-    train = of_all_ranks([_train_of(one, work_alone=one.manifest.rank in others) for one in ranks])
+    train = of_all_ranks(
+        [of_all_segments([_train_of(part, work_alone=part.manifest.rank in others) for part in one]) for one in ranks]
+    )
     unit = next((unit for unit in ("token", "sample", "step") if train is not None and train.units(unit)), None)
     if train is None or train.energy_j is None or unit is None:
         raise ArgumentError(
@@ -212,7 +216,7 @@ def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline 
         )
     n = train.units(unit) or 1.0
     lo_j, hi_j = (None if bound_j is None else bound_j / n for bound_j in (train.energy_lo_j, train.energy_hi_j))
-    return Baseline(first.manifest, unit, train.energy_j / n, lo_j, hi_j)
+    return Baseline(newest, unit, train.energy_j / n, n / train.n_steps, lo_j, hi_j)
 
 
 def _train_of(run: RunFile, *, work_alone: bool) -> TrainSums | None:

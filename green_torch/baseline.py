@@ -12,6 +12,9 @@ from green_torch.records import Manifest, kind_of
 if TYPE_CHECKING:
     from green_torch.records import Method
 
+SAME_BATCH = 0.01
+"""Relative: a last batch that is not full is no other batch size."""
+
 _NO_NAME = re.compile(r"package-\d+(-die-\d+)?|unknown CPU|")  # what RAPL and codecarbon call a CPU whose name isn't told
 
 
@@ -22,6 +25,7 @@ class Baseline:
     manifest: Manifest
     unit: str  # "token" | "sample" | "step"
     energy_per_unit_j: float
+    units_per_step: float
     energy_per_unit_lo_j: float | None = None
     energy_per_unit_hi_j: float | None = None
 
@@ -37,6 +41,11 @@ class Baseline:
         if not counts_unit:
             missing.append(f"its joules are per {self.unit}, and this run counts none: say tracker.step({self.unit}s=n)")
         found = [f"no saving is told against baseline {self}: {'; '.join(missing)}"] if missing else []
+        if self.unit == "step" and not missing:
+            found.append(
+                f"against baseline {self} a step is taken for a step, whatever it holds: to compare what the same work takes, let both "
+                "runs count it, tracker.step(tokens=n) or samples=n"
+            )
         others = unlike(own, self.manifest)
         if others:
             found.append(
@@ -44,6 +53,15 @@ class Baseline:
                 "run of the same model, on the same device, with the same meters"
             )
         return found
+
+    def doubts_batch(self, units_per_step: float) -> str:
+        """Why this run's steps, of so many units on all ranks together, hold another amount of work; empty where they don't."""
+        if self.unit == "step" or abs(units_per_step / self.units_per_step - 1) <= SAME_BATCH:
+            return ""
+        return (
+            f"the saving against baseline {self} is one of another batch as well: {units_per_step:,.6g} {self.unit}s a step against "
+            f"{self.units_per_step:,.6g}"
+        )
 
 
 # ── whether two runs are alike ─────────────────────────────────────────────────────────────────────────────────────────

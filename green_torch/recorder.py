@@ -169,6 +169,7 @@ class Recorder:
         self._await(
             partial(self.tick, patient=False), max(deadline_ns, self._clock.now_ns() + s_to_ns(_LEAST_WAIT_S)), more=True
         )
+        self._doubt_batch()
         if self._behind:
             self._warn("the last records could not be resolved: the grid's intensity provider has not answered")
 
@@ -485,6 +486,15 @@ class Recorder:
         if self.manifest.rank == 0:
             for doubt in baseline.doubts(self.manifest, counts_unit=typical.per_unit(baseline.unit) is not None):
                 self._warn(doubt)
+
+    def _doubt_batch(self) -> None:
+        """Says at the end, on rank zero, that steps held another amount of work than the baseline's did, by their means over the run."""
+        if self._baseline is None or self.manifest.rank != 0:
+            return
+        known = self._totals.typical.per_unit(self._baseline.unit)
+        doubt = self._baseline.doubts_batch(known[1] * self.manifest.world_size) if known else ""
+        if doubt:
+            self._warn(doubt)
 
     def _projected_j(self, typical: RunSummary) -> float | None:
         """The planned run's joules."""

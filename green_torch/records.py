@@ -756,12 +756,13 @@ class RunSummary:
             left = "" if self.time_left_s is None else f", {hours(self.time_left_s)} left"
             yield f"{indent}projected", f"{grams(of.projected_total_g)}{energy} for {manifest.planned_steps} steps{left}"
         if of.projected_savings_g is not None:
-            between = _between(of.projected_savings_lo_g, of.projected_savings_hi_g, grams)
-            known = (
-                f"{between} by the meters' bounds on both runs, the scatter of steps not in it"
-                if between
-                else ", bounds unknown"
-            )
+            lo_g, hi_g = of.projected_savings_lo_g, of.projected_savings_hi_g
+            known = ", bounds unknown"
+            if lo_g is not None and hi_g is not None:
+                none = ", so it may be none" if lo_g <= 0 <= hi_g else ""
+                known = (
+                    f"{_between(lo_g, hi_g, grams)} by the meters' bounds on both runs, the scatter of steps not in it{none}"
+                )
             yield (
                 f"{indent}saving",
                 f"{grams(of.projected_savings_g)}{known}; over {manifest.planned_steps} steps, against {manifest.baseline}",

@@ -273,16 +273,26 @@ def of_all_ranks(parts: Sequence[TrainSums | None]) -> TrainSums | None:
     ranks = [one for one in parts if one is not None]
     if len(ranks) < len(parts) or not ranks:
         return None
-    lo_j = [one.energy_j if one.energy_lo_j is None else one.energy_lo_j for one in ranks]
-    hi_j = [one.energy_j if one.energy_hi_j is None else one.energy_hi_j for one in ranks]
-    bounded = any(one.energy_lo_j is not None for one in ranks)
+    return _added(ranks, max(one.n_steps for one in ranks))
+
+
+def of_all_segments(parts: Sequence[TrainSums | None]) -> TrainSums | None:
+    """A rank's steps out of its segments', one after another; ``None`` where none holds any."""
+    segments = [one for one in parts if one is not None]
+    return _added(segments, sum(one.n_steps for one in segments)) if segments else None
+
+
+def _added(parts: Sequence[TrainSums], n_steps: int) -> TrainSums:
+    lo_j = [one.energy_j if one.energy_lo_j is None else one.energy_lo_j for one in parts]
+    hi_j = [one.energy_j if one.energy_hi_j is None else one.energy_hi_j for one in parts]
+    bounded = any(one.energy_lo_j is not None for one in parts)
     return TrainSums(
-        n_steps=max(one.n_steps for one in ranks),
-        energy_j=_sum_if_all([one.energy_j for one in ranks]),
+        n_steps=n_steps,
+        energy_j=_sum_if_all([one.energy_j for one in parts]),
         energy_lo_j=_sum_if_all(lo_j) if bounded else None,
         energy_hi_j=_sum_if_all(hi_j) if bounded else None,
-        samples=_sum_if_all([one.samples for one in ranks]),
-        tokens=_sum_if_all([one.tokens for one in ranks]),
+        samples=_sum_if_all([one.samples for one in parts]),
+        tokens=_sum_if_all([one.tokens for one in parts]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 
@@ -140,3 +141,57 @@ def test_steps_that_lack_a_meter_are_not_typical(run):
     assert summary.energy_per_step_lo_j <= 400.0 <= summary.energy_per_step_hi_j
     assert summary.n_steps == 8
     assert summary.flags["meter_failed:gpu0"] > 2
+
+
+def trained(run, log_dir, power_w=100.0, *, tokens=100, steps=10, state=None, **options):
+    """A finished run of 1 s steps in a directory, its checkpoint's state and its summary."""
+    clock, _, tracker = run({"gpu0": power_w}, log_dir=log_dir, **options)
+    if state is not None:
+        tracker.load_state_dict(state)
+    with tracker:
+        for _ in range(steps):
+            clock.advance(1.0)
+            tracker.step(tokens=tokens)
+        state = tracker.state_dict()
+    return state, tracker.summary()
+
+
+def test_a_baseline_is_read_over_all_its_segments(run, tmp_path):
+    """A run that was resumed, at half the power and once more with nothing left to do: the joules per token of all its steps."""
+    state, _ = trained(run, tmp_path / "base")
+    state, _ = trained(run, tmp_path / "base", 50.0, state=state)
+    trained(run, tmp_path / "base", state=state, steps=0)
+    _, summary = trained(run, tmp_path / "own", 75.0, baseline=tmp_path / "base")
+    assert summary.manifest.baseline == "base (0.75 J/token)"
+    assert summary.projected_savings_g == pytest.approx(0.0, abs=1.0)
+
+
+def test_a_saving_that_may_be_none_says_so(run, tmp_path):
+    """Two equal runs whose meters can't tell them apart: the saving's line says that it may be none; a true one's doesn't."""
+    trained(run, tmp_path / "base")
+    equal, less = (
+        dict(trained(run, tmp_path / str(watts), watts, baseline=tmp_path / "base")[1].lines())["saving"]
+        for watts in (100.0, 50.0)
+    )
+    assert "so it may be none" in equal
+    assert "so it may be none" not in less
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "told"),
+    [
+        (100, 100, None),
+        (100, 200, "another batch as well: 200 tokens a step against 100"),
+        (None, None, "a step is taken for a step"),
+        (None, 100, "a step is taken for a step"),
+    ],
+)
+def test_a_baseline_of_another_batch_is_told(run, tmp_path, theirs, own, told):
+    """Steps that hold another amount of work, or one that nobody counted, make no saving of like with like, and the run says so once."""
+    trained(run, tmp_path / "base", tokens=theirs)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, summary = trained(run, tmp_path / "own", tokens=own, baseline=tmp_path / "base")
+    found = [str(one.message) for one in said if "against baseline" in str(one.message)]
+    assert len(found) == (told is not None)
+    assert all(told in one and one in summary.warnings for one in found)
