@@ -28,12 +28,13 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"records"}),
     frozenset({"protocols"}),  # they speak of records
     frozenset({"meters", "clock", "flops", "peaks", "intensity", "embodied", "sinks"}),
-    frozenset({"timeline"}),  # whose types sampler, steps and recorder speak
+    frozenset(
+        {"timeline", "footprint"}
+    ),  # the former's types speak sampler, steps and recorder; the latter's arithmetic is in the totals
     frozenset(
         {
             "sampler",
             "sampler_child",
-            "footprint",
             "statistics",
             "steps",
             "calibration",
