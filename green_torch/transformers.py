@@ -463,11 +463,11 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
                 "no Trainer was found around this callback: evaluation and saving are part of the steps, and there is no MFU"
             )
         self._tokens_seen = int(state.num_input_tokens_seen)
-        done = state.global_step if self._run.manifest.resumed_from_step is None else 0
+        planned = state.max_steps - state.global_step + self._run.steps_done
         dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
         if trainer is not None and args.torch_compile:
             model = trainer.model_wrapped  # the counter must know that it is compiled
-        self._run.adopt(model, planned_steps=state.max_steps - done, dtype=dtype)
+        self._run.adopt(model, planned_steps=planned, dtype=dtype)
 
     def _see_to(self, callbacks: Sequence[TrainerCallback], board: TensorBoardCallback | None) -> None:
         """Lets the other callbacks be told what is theirs to tell: the reporters everything, the printed lines a part."""

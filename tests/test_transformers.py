@@ -566,6 +566,23 @@ def test_a_resumed_training_goes_on_with_its_run(bench):
     assert any(logged_g == pytest.approx(spent_g + record.totals.emissions_g) for record in again.sink.records)
 
 
+def test_a_run_that_began_from_a_checkpoint_is_projected_from_there(bench):
+    """From a checkpoint of an unmeasured training, and resumed once more: what is projected is what its steps come to, none of them twice."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    bench.trainer(max_steps=2, **saving).train()
+    at_once, first, second = (bench.callback(run_name=name) for name in ("at once", "first", "second"))
+    bench.trainer(at_once, max_steps=8).train(resume_from_checkpoint=str(bench.path / "checkpoint-2"))
+    bench.trainer(first, max_steps=4, **saving).train(resume_from_checkpoint=str(bench.path / "checkpoint-2"))
+    bench.trainer(second, max_steps=8).train(resume_from_checkpoint=str(bench.path / "checkpoint-4"))
+    summary = second.summary()
+    assert (summary.manifest.resumed_from_step, summary.manifest.steps_before) == (4, 2)
+    assert summary.manifest.planned_steps == at_once.summary().manifest.planned_steps == 6
+    assert summary.time_left_s == 0
+    runs = [green.summary().totals for green in (at_once, first, second)]
+    assert [totals.phase("train").energy_j for totals in runs] == pytest.approx([360.0, 120.0, 240.0], rel=CLOSE)
+    assert summary.projected_energy_j == pytest.approx(runs[1].energy_j + runs[2].energy_j)
+
+
 @pytest.mark.parametrize(("hook", "saved"), [("on_step_begin", 2), ("on_optimizer_step", 3)])
 def test_a_preempted_training_goes_on_with_its_run(tmp_path, hook, saved):
     """SIGTERM in step 3, upon which the Trainer saves and stops: interrupted; started again it is the same run, each step useful once."""

@@ -221,6 +221,7 @@ class GreenMonitor(Callback):
         trainer = self._trainer
         if self._state and trainer is not None and trainer.global_step != self._global_step >= 0:
             self._state["step"] = _loss_step(trainer)  # a callback that comes before this one is saving
+            self._state["steps_done"] += 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the run that saved the checkpoint."""
@@ -234,23 +235,27 @@ class GreenMonitor(Callback):
     # Training.
 
     @harmless
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """States the model, now on its device, and how long the run will be."""
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        """Notes where training begins."""
         self._global_step = trainer.global_step
-        dtype = _AUTOCAST.get(str(trainer.precision).split("-", maxsplit=1)[0])
-        resumed = self._run.manifest.resumed_from_step is not None
-        self._run.adopt(pl_module, planned_steps=_planned_steps(trainer, whole=resumed), dtype=dtype)
 
     @harmless
-    def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, batch: Any, index: int) -> None:
-        """Begins to count FLOPs; waiting for the batch is part of the step already."""
-        self._phases.leave(Phase.SETUP)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> None:
+        """Begins to count FLOPs; waiting for the batch is part of the step already, but for the first one, which ends phase "setup"."""
+        if Phase.SETUP in self._phases:
+            self._describe(trainer, pl_module)
+            self._phases.leave(Phase.SETUP)
         self._stop_counting()
         if self._counts:
             self._counting = True
             every = trainer.accumulate_grad_batches
             alike = batch if every == 1 else (batch, (index + 1) % every == 0)  # the batch that steps runs the optimizer too
             self._run.counter.begin_step(alike)
+
+    def _describe(self, trainer: Trainer, module: LightningModule) -> None:
+        """States the model, now on its device, and how long the run will be: Lightning counts its batches right from the first one on."""
+        dtype = _AUTOCAST.get(str(trainer.precision).split("-", maxsplit=1)[0])
+        self._run.adopt(module, planned_steps=_planned_steps(trainer, self._run.steps_done), dtype=dtype)
 
     @harmless
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:
@@ -488,15 +493,16 @@ def _loss_step(trainer: Trainer) -> int:
         return trainer.global_step - 1
 
 
-def _planned_steps(trainer: Trainer, *, whole: bool) -> int | None:
-    """Steps that this fit will take, or the whole training, where that is known. The data are loaded by now, so asking costs nothing.
+def _planned_steps(trainer: Trainer, steps_done: int) -> int | None:
+    """Steps of the run, of which so many are done, where that is known. The data are loaded by now, so asking costs nothing.
 
     ``max_steps`` counts each optimizer's steps: with several, nobody knows how many of them a batch will step.
     """
     if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
         return None
     try:
-        left = int(trainer.estimated_stepping_batches) - (_loss_step(trainer) if trainer.global_step and not whole else 0)
+        left = int(trainer.estimated_stepping_batches) - (_loss_step(trainer) if trainer.global_step else 0)
     except Exception:  # unbounded, or accumulation that changes with the epoch
         return None
-    return left if left > 0 else None
+    planned = left + steps_done
+    return planned if left >= 0 and planned > 0 else None
