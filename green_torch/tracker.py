@@ -92,8 +92,8 @@ class Tracker:
         intensity: gCO2e/kWh, or a provider; wins over ``region``.
         pue: facility over IT energy, at least 1. None: the cloud provider's published figure, else 1.
         price: money per kWh of facility energy, in any currency.
-        meters: what reads energy; they stay open, and yours to close. None: every device that is found. Those of ``cpu`` and ``dram``
-            alone are used by local rank 0 only.
+        meters: what reads energy; they stay open, and yours to close. None: every device that is found. What they read of ``cpu`` and
+            ``dram`` is used by local rank 0 alone.
         poll_interval_s: seconds between readings of a hardware counter; a GPU's is read ten times as often in its first second, and then
             two or three times around each update that is due where those are further apart than this.
         clock: the run's time; for tests, :class:`green_torch.testing.ScriptedClock`.

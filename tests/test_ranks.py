@@ -251,6 +251,16 @@ def test_a_baseline_on_cpus_is_all_ranks_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
+def test_a_meter_of_a_gpu_and_the_node_counts_the_node_once(tmp_path, monkeypatch):
+    """One meter that reads both: rank 1 takes its GPU's 100 W alone, and the CPU's 50 W are rank zero's."""
+    for rank in (0, 1):
+        one_rank_alone(tmp_path, monkeypatch, rank, {f"gpu{rank}": 100.0, "cpu": 50.0}, 1)
+    (run,) = ledger.read(tmp_path).runs
+    assert run.totals.phase("train").energy_j == pytest.approx(40 * 0.1 * 250.0, rel=1e-5)
+    assert [[domain.name for domain in part.manifest.domains] for part in run.segments] == [["gpu0", "cpu"], ["gpu1"]]
+
+
+@pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
 def test_a_job_saves_against_a_job(tmp_path, monkeypatch):
     """All ranks' joules per token against all of the baseline's: the same job saves nothing, one of half the joules half of them."""
     one_rank_alone(tmp_path / "base", monkeypatch, 0, {"gpu0": 100.0, "cpu": 10.0, "dram": 10.0}, 100)
