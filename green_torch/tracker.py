@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -151,6 +152,7 @@ class Tracker:
         self._summary: RunSummary | None = None
         self._saved: Checkpoint | None = None  # the checkpoint that this run goes on from
         self._earlier: Path | None = None  # where the run is that this one goes on with, since the job was started again
+        self._going_on = threading.Lock()  # one at a time states which run this is
         self._step, self._steps_done = -1, 0  # the last one before the context, or in it once it is left; how many by then
         self._file: Path | None = None
         self._ranks: Ranks | None = None
@@ -167,8 +169,7 @@ class Tracker:
         self._log_dir = self._directory(log_dir, writer) if enabled else None
         self._place = place()
         self._user_sinks = list(sinks or ())
-        self._asked_to_log = log_dir is not None
-        self._own_meters = meters is None
+        self._asked_to_log, self._own_meters = log_dir is not None, meters is None
         manifest = Manifest(
             run_id=uuid.uuid4().hex[:12],
             run_name=run_name or (self._log_dir.name if self._log_dir else "run"),
@@ -475,14 +476,13 @@ class Tracker:
         self._step, self._steps_done = saved.step, saved.steps_done
         if self._journal is not None:
             self._journal.resume(saved.step, saved.steps_done)
-        self._recorder.restate(
+        self._go_on(
             run_id=saved.run_id,
             segment=max(self.manifest.segment, saved.segment + 1),
             resumed_from_step=saved.step,
             steps_before=saved.steps_done,
             previous_segment=saved.segment,
         )
-        self._carry()
 
     def _requeued(self, log_dir: Path) -> None:
         """Goes on with the run that this job had before it was requeued."""
@@ -490,8 +490,13 @@ class Tracker:
         if found is None:
             return
         self._earlier, earlier = found
-        self._recorder.restate(run_id=earlier.run_id, segment=max(self.manifest.segment, earlier.segment + 1))
-        self._carry()
+        self._go_on(run_id=earlier.run_id, segment=max(self.manifest.segment, earlier.segment + 1))
+
+    def _go_on(self, **known: Any) -> None:
+        """States which run this is, by fields of the manifest, and what its earlier segments used (any thread)."""
+        with self._going_on:
+            self._recorder.restate(**known)
+            self._carry()
 
     def _carry(self) -> None:
         """States what earlier segments of this run used, from their files."""
@@ -648,7 +653,7 @@ class Tracker:
 
         def follow(lead: Lead) -> None:
             if lead.run_id != self.manifest.run_id:
-                recorder.restate(run_id=lead.run_id)
+                self._go_on(run_id=lead.run_id)
             if live is not None and lead.point is not None:
                 live.tell(lead.point, lead.point_unix_ns)
 

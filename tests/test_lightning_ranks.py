@@ -142,6 +142,10 @@ def test_useful_joules_after_a_resume(tmp_path):
         {phase.phase: phase.energy_j for phase in whole.useful.phases}, rel=CLOSE
     )
     assert cut.useful.phase("train").samples == whole.useful.phase("train").samples
+    job = read_last(run_file(tmp_path / "cut" / "run", 0, 2)).summary.job
+    assert cut.totals.energy_j == pytest.approx(
+        job.energy_j + job.carried_energy_j
+    )  # rank zero's sums hold both ranks' first starts
     assert cut.totals.energy_j - cut.useful.energy_j >= 2 * step_j  # steps 8 and 9, done again, and all that came with them
 
 

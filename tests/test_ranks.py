@@ -355,6 +355,21 @@ def test_one_run_after_another_are_two(tmp_path):
     assert zero.line["job"]["energy_j"] == pytest.approx(60 * STEP_J[0] + 10 * STEP_J[1], abs=0.5)
 
 
+@pytest.mark.parametrize("loads", [("0", "1"), ("0",)])
+def test_a_resumed_job_carries_what_every_rank_used(tmp_path, loads):
+    """The checkpoint is loaded on both ranks, or on rank zero alone, whose run rank 1 follows: the sums hold both ranks' first starts."""
+    options = ["--steps", "20", "--checkpoint", str(tmp_path / "state"), "--loads", *loads]
+    (first, _), (zero, one) = two(tmp_path, *options), two(tmp_path, *options)
+    assert (zero.code, one.code) == (0, 0), zero.errors + one.errors
+    assert zero.line["run_id"] == one.line["run_id"] == first.line["run_id"]
+    job = zero.line["job"]
+    assert (job["energy_j"], job["carried_energy_j"]) == pytest.approx((20 * sum(STEP_J), 20 * sum(STEP_J)), abs=0.5)
+    assert job["carried_emissions_g"] == pytest.approx(job["carried_energy_j"])  # at 3.6e6 g/kWh a joule is a gram
+    (run,) = ledger.read(tmp_path).runs
+    assert run.totals.energy_j == pytest.approx(job["energy_j"] + job["carried_energy_j"])
+    assert not zero.line["warnings"] + one.line["warnings"]
+
+
 def test_rank_zero_alone_asks_the_grid(tmp_path):
     """A provider on the network is asked by rank zero, once; the others take its figure, and till then the table's, flagged."""
     grid = tmp_path / "grid"
