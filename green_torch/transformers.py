@@ -62,7 +62,8 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     A run lasts from ``on_train_begin`` to ``on_train_end`` (loading the checkpoint and moving the model come before it) and is kept in
     ``args.output_dir``: its files in ``green/``, its values through the writer of the Trainer's own ``TensorBoardCallback``, on the
     steps of the loss; without one, in an event file there. ``evaluate()`` and ``predict()`` on their own are runs in a sub-directory of
-    that name. With ``train(resume_from_checkpoint=...)`` the run that saved the checkpoint goes on.
+    that name. With ``train(resume_from_checkpoint=...)`` the run that saved the checkpoint goes on; one that SIGTERM stopped
+    (``enable_jit_checkpoint``) had been interrupted.
 
     FLOPs are counted live in ``training_step``, once per input shape; an optimizer's own products are not among them.
 
@@ -387,7 +388,9 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     @harmless
     def _begin_save(self, trainer: Trainer) -> None:
         """Phase "save" begins, and the checkpoint gets our state."""
-        if trainer.state.global_step != self._global_step:  # a callback before this one saves at the end of a step
+        if (
+            self._work.n_steps and trainer.state.global_step != self._global_step
+        ):  # a callback before this one saves as a step ends
             self._end_step(trainer.args, trainer.state)
             self._ended_early = trainer.state.global_step
         self._phases.enter(self._run, Phase.SAVE)
