@@ -447,9 +447,11 @@ class Tracker:
             return {}
         if self._journal is not None:
             self._journal.flush()
-        manifest = self.manifest
+        return self._checkpoint().state()
+
+    def _checkpoint(self) -> Checkpoint:
         log_dir = str(self._log_dir.resolve()) if self._log_dir else ""
-        return Checkpoint(manifest.run_id, manifest.segment, self.last_step, log_dir, self.steps_done).state()
+        return Checkpoint(self.manifest.run_id, self.manifest.segment, self.last_step, log_dir, self.steps_done)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the run that saved this state: same run id, next segment, and steps count on after the checkpoint's.
@@ -467,7 +469,7 @@ class Tracker:
             self._warnings(f"load_state_dict() got no state of tracker.state_dict(): {state!r:.200}; this counts as a new run")
         elif self._summary is not None or (self._journal is not None and self._journal.last_step != self._step):
             self._warnings("load_state_dict() after the first step is ignored: load before the loop; this counts as a new run")
-        else:
+        elif saved != self._checkpoint():  # as when a trainer tries learning rates first, and goes back to where it was
             self._continue(saved)
 
     def _continue(self, saved: Checkpoint) -> None:

@@ -229,6 +229,20 @@ def test_projections_are_of_the_whole_run(tmp_path):
     )
 
 
+def test_trying_learning_rates_is_no_start(tmp_path):
+    """LearningRateFinder goes back to a checkpoint of the same fit: that is its first start still, with its projections; its trials are set-up."""
+    bench = Bench(tmp_path)
+    module = bench.module()
+    module.lr = 0.1
+    bench.trainer(bench.monitor(), bench.pl.callbacks.LearningRateFinder(num_training_steps=5)).fit(module, data())
+    summary = bench.green.summary()
+    assert (summary.manifest.segment, summary.manifest.resumed_from_step) == (1, None)
+    assert [record.step for record in bench.of("train")] == list(range(5))
+    assert summary.projected_energy_j == pytest.approx(summary.totals.energy_j)
+    assert summary.totals.phase("setup").energy_j == pytest.approx(5 * 60.0, rel=CLOSE)
+    assert summary.warnings == ()
+
+
 @pytest.mark.parametrize("saves_in", ["a hook", "no hook"])
 def test_projections_of_a_run_that_began_from_a_checkpoint(tmp_path, saves_in):
     """From a checkpoint of an unmeasured fit, and resumed once more: what is projected is what its steps come to, none of them twice."""
