@@ -209,7 +209,9 @@ class Tracker:
             if problem:
                 self._warnings(problem)
         if not found and self._place.first_on_node:
-            self._warnings("nothing here measures energy: " + "; ".join(missing) + ". See what would: green-torch doctor")
+            self._warnings(
+                f"nothing here measures energy: {'; '.join(missing) or 'meters= is empty'}. See what would: green-torch doctor"
+            )
         self._sampler = Sampler(self._clock, found, poll_interval_s)
         compared = baseline_of(baseline, self._place.rank)
         if compared is not None:
@@ -651,11 +653,14 @@ class Tracker:
             live.follow()
 
         def lead(session: str) -> Lead:
-            return Lead(session, self.manifest.run_id, *recorder.grid)
+            manifest = self.manifest
+            return Lead(session, manifest.run_id, *recorder.grid, steps_before=manifest.steps_before)
 
         def follow(lead: Lead) -> None:
-            if lead.run_id != self.manifest.run_id:
-                self._go_on(run_id=lead.run_id)
+            manifest = self.manifest
+            before = lead.steps_before if self._saved is None else manifest.steps_before
+            if (lead.run_id, before) != (manifest.run_id, manifest.steps_before):
+                self._go_on(run_id=lead.run_id, steps_before=before)
             if live is not None and lead.point is not None:
                 live.tell(lead.point, lead.point_unix_ns)
 

@@ -388,9 +388,8 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     @harmless
     def _begin_save(self, trainer: Trainer) -> None:
         """Phase "save" begins, and the checkpoint gets our state."""
-        if (
-            self._work.n_steps and trainer.state.global_step != self._global_step
-        ):  # a callback before this one saves as a step ends
+        if self._work.n_steps and trainer.state.global_step != self._global_step:
+            # The step is over, and a callback before this one saves.
             self._end_step(trainer.args, trainer.state)
             self._ended_early = trainer.state.global_step
         self._phases.enter(self._run, Phase.SAVE)

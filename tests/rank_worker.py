@@ -109,6 +109,7 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", type=Path)  # a provider on the network, and where each rank's requests are noted
     parser.add_argument("--linger", type=int)  # this rank takes two seconds more
     parser.add_argument("--baseline")
+    parser.add_argument("--planned", type=int)  # steps
     parser.add_argument("--share", type=float, default=1.0)  # of the joules that are handed out, what the meters show
     parser.add_argument("--checkpoint", type=Path)  # rank 0's state, which it writes at the end
     parser.add_argument("--loads", type=int, nargs="+", default=[0, 1])  # ranks that load it at first, where it is there
@@ -136,7 +137,7 @@ def main(options: Sequence[str] | None = None) -> None:
         flops_per_step=1e6,
         peak_flop_per_s=1e9,
         baseline=args.baseline,
-        planned_steps=1000 if args.baseline else None,
+        planned_steps=args.planned,
     )
     with tracker:
         if args.late_group:

@@ -481,9 +481,9 @@ def _close_all(sinks: Iterable[Sink]) -> None:
 def _directory(trainer: Trainer, number: int, patience_s: float) -> tuple[Path | None, str] | None:
     """The run's directory, or none and why: on every rank rank zero's, since a logger that numbers its runs gives each another one.
 
-    Rank zero leaves it in the process group's store, under the number of this set-up, and goes on. The others look for it there so
-    long: ``None`` where it has not come by then. With no patience at all that is final, for rank zero has no monitor that would tell.
-    No collective, so that a rank without this callback stops nobody.
+    Rank zero leaves it in the process group's store, under the number of this set-up, and goes on. The others look for it there for
+    ``patience_s``: ``None`` where it has not come by then. Without patience, after set-up, what is not there won't come: rank zero has
+    no monitor that tells. No collective, so that a rank without this callback stops nobody.
     """
     path, problem = None, ""
     if trainer.is_global_zero:
