@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, final
 
 from green_torch.baseline import Baseline
 from green_torch.embodied import embodied_for
@@ -143,7 +143,7 @@ def energy_meters(
     place: Place,
     warn: Callable[..., object] = lambda _text, **_how: None,
 ) -> tuple[list[Meter], tuple[str, ...]]:
-    """The meters of this process, and what can't be read; on ranks but the first of a node without those of CPU and memory.
+    """The meters of this process, and what can't be read; on ranks but the first of a node without CPU and memory.
 
     Where a process can't know whether it is the first of its node, they are left out too, and the reason says so.
 
@@ -158,8 +158,10 @@ def energy_meters(
             raise ArgumentError(
                 f"meters=: {', '.join(sorted(twice))} is read by more than one meter, and would be counted twice"
             )
-        own = list(given) if place.first_on_node else [meter for meter in given if not _of_node(meter)]
-        return own, (left_out,) if len(own) < len(given) else ()
+        if place.first_on_node or not any(map(of_node, names)):
+            return list(given), ()
+        own = (meter if not any(of_node(domain.name) for domain in meter.domains) else _Accelerators(meter) for meter in given)
+        return [meter for meter in own if meter.domains], (left_out,)
     from green_torch.meters import discover  # opens drivers
 
     found = discover(local_rank=place.gpu, node=place.first_on_node)
@@ -171,9 +173,18 @@ def energy_meters(
     return in_child(found.meters, poll_interval_s, warn), missing
 
 
-def _of_node(meter: Meter) -> bool:
-    """Whether it reads nothing but what a node has once."""
-    return all(of_node(domain.name) for domain in meter.domains)
+@final
+class _Accelerators:
+    """A meter without those of its domains that a node has once."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self.interval_s = meter.interval_s
+        self.read, self.close = meter.read, meter.close
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        return tuple(domain for domain in self._meter.domains if not of_node(domain.name))
 
 
 def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline | None:

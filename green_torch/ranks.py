@@ -45,13 +45,17 @@ _left: set[str] = set()  # sessions that this process has ended: what is left of
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What rank zero tells the others. ``session`` tells one opening of its tracker from the next; ``ended`` ones get no new followers."""
+    """What rank zero tells the others. ``session`` tells one opening of its tracker from the next; ``ended`` ones get no new followers.
+
+    ``steps_before`` are those that the run had done by the checkpoint that rank zero goes on from.
+    """
 
     session: str
     run_id: str
     point: IntensityPoint | None = None
     point_unix_ns: int = 0  # the time for which it was asked
     ended: bool = False
+    steps_before: int = 0
 
 
 class Ranks:

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -92,8 +93,8 @@ class Tracker:
         intensity: gCO2e/kWh, or a provider; wins over ``region``.
         pue: facility over IT energy, at least 1. None: the cloud provider's published figure, else 1.
         price: money per kWh of facility energy, in any currency.
-        meters: what reads energy; they stay open, and yours to close. None: every device that is found. Those of ``cpu`` and ``dram``
-            alone are used by local rank 0 only.
+        meters: what reads energy; they stay open, and yours to close. None: every device that is found. What they read of ``cpu`` and
+            ``dram`` is used by local rank 0 alone.
         poll_interval_s: seconds between readings of a hardware counter; a GPU's is read ten times as often in its first second, and then
             two or three times around each update that is due where those are further apart than this.
         clock: the run's time; for tests, :class:`green_torch.testing.ScriptedClock`.
@@ -151,6 +152,7 @@ class Tracker:
         self._summary: RunSummary | None = None
         self._saved: Checkpoint | None = None  # the checkpoint that this run goes on from
         self._earlier: Path | None = None  # where the run is that this one goes on with, since the job was started again
+        self._going_on = threading.Lock()  # one at a time states which run this is
         self._step, self._steps_done = -1, 0  # the last one before the context, or in it once it is left; how many by then
         self._file: Path | None = None
         self._ranks: Ranks | None = None
@@ -167,8 +169,7 @@ class Tracker:
         self._log_dir = self._directory(log_dir, writer) if enabled else None
         self._place = place()
         self._user_sinks = list(sinks or ())
-        self._asked_to_log = log_dir is not None
-        self._own_meters = meters is None
+        self._asked_to_log, self._own_meters = log_dir is not None, meters is None
         manifest = Manifest(
             run_id=uuid.uuid4().hex[:12],
             run_name=run_name or (self._log_dir.name if self._log_dir else "run"),
@@ -208,7 +209,9 @@ class Tracker:
             if problem:
                 self._warnings(problem)
         if not found and self._place.first_on_node:
-            self._warnings("nothing here measures energy: " + "; ".join(missing) + ". See what would: green-torch doctor")
+            self._warnings(
+                f"nothing here measures energy: {'; '.join(missing) or 'meters= is empty'}. See what would: green-torch doctor"
+            )
         self._sampler = Sampler(self._clock, found, poll_interval_s)
         compared = baseline_of(baseline, self._place.rank)
         if compared is not None:
@@ -446,9 +449,11 @@ class Tracker:
             return {}
         if self._journal is not None:
             self._journal.flush()
-        manifest = self.manifest
+        return self._checkpoint().state()
+
+    def _checkpoint(self) -> Checkpoint:
         log_dir = str(self._log_dir.resolve()) if self._log_dir else ""
-        return Checkpoint(manifest.run_id, manifest.segment, self.last_step, log_dir, self.steps_done).state()
+        return Checkpoint(self.manifest.run_id, self.manifest.segment, self.last_step, log_dir, self.steps_done)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on with the run that saved this state: same run id, next segment, and steps count on after the checkpoint's.
@@ -466,7 +471,7 @@ class Tracker:
             self._warnings(f"load_state_dict() got no state of tracker.state_dict(): {state!r:.200}; this counts as a new run")
         elif self._summary is not None or (self._journal is not None and self._journal.last_step != self._step):
             self._warnings("load_state_dict() after the first step is ignored: load before the loop; this counts as a new run")
-        else:
+        elif saved != self._checkpoint():  # as when a trainer tries learning rates first, and goes back to where it was
             self._continue(saved)
 
     def _continue(self, saved: Checkpoint) -> None:
@@ -475,14 +480,13 @@ class Tracker:
         self._step, self._steps_done = saved.step, saved.steps_done
         if self._journal is not None:
             self._journal.resume(saved.step, saved.steps_done)
-        self._recorder.restate(
+        self._go_on(
             run_id=saved.run_id,
             segment=max(self.manifest.segment, saved.segment + 1),
             resumed_from_step=saved.step,
             steps_before=saved.steps_done,
             previous_segment=saved.segment,
         )
-        self._carry()
 
     def _requeued(self, log_dir: Path) -> None:
         """Goes on with the run that this job had before it was requeued."""
@@ -490,8 +494,13 @@ class Tracker:
         if found is None:
             return
         self._earlier, earlier = found
-        self._recorder.restate(run_id=earlier.run_id, segment=max(self.manifest.segment, earlier.segment + 1))
-        self._carry()
+        self._go_on(run_id=earlier.run_id, segment=max(self.manifest.segment, earlier.segment + 1))
+
+    def _go_on(self, **known: Any) -> None:
+        """States which run this is, by fields of the manifest, and what its earlier segments used (any thread)."""
+        with self._going_on:
+            self._recorder.restate(**known)
+            self._carry()
 
     def _carry(self) -> None:
         """States what earlier segments of this run used, from their files."""
@@ -644,11 +653,14 @@ class Tracker:
             live.follow()
 
         def lead(session: str) -> Lead:
-            return Lead(session, self.manifest.run_id, *recorder.grid)
+            manifest = self.manifest
+            return Lead(session, manifest.run_id, *recorder.grid, steps_before=manifest.steps_before)
 
         def follow(lead: Lead) -> None:
-            if lead.run_id != self.manifest.run_id:
-                recorder.restate(run_id=lead.run_id)
+            manifest = self.manifest
+            before = lead.steps_before if self._saved is None else manifest.steps_before
+            if (lead.run_id, before) != (manifest.run_id, manifest.steps_before):
+                self._go_on(run_id=lead.run_id, steps_before=before)
             if live is not None and lead.point is not None:
                 live.tell(lead.point, lead.point_unix_ns)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -61,7 +62,8 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     A run lasts from ``on_train_begin`` to ``on_train_end`` (loading the checkpoint and moving the model come before it) and is kept in
     ``args.output_dir``: its files in ``green/``, its values through the writer of the Trainer's own ``TensorBoardCallback``, on the
     steps of the loss; without one, in an event file there. ``evaluate()`` and ``predict()`` on their own are runs in a sub-directory of
-    that name. With ``train(resume_from_checkpoint=...)`` the run that saved the checkpoint goes on.
+    that name. With ``train(resume_from_checkpoint=...)`` the run that saved the checkpoint goes on; one that SIGTERM stopped
+    (``enable_jit_checkpoint``) had been interrupted.
 
     FLOPs are counted live in ``training_step``, once per input shape; an optimizer's own products are not among them.
 
@@ -162,6 +164,9 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._eval_work = Work()
         self._flops = 0.0
         self._tokens_seen = 0
+        self._global_step = 0  # of the last step that ended
+        self._ended_early: int | None = None  # a step that ended as a callback before this one saved
+        self._told_to_go = False  # by SIGTERM
 
     @property
     def tracker(self) -> Tracker | None:
@@ -252,7 +257,12 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     @harmless
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **_named: Any) -> None:
         """Ends a step: one optimizer step, all its micro-batches together."""
+        if state.global_step != self._ended_early:
+            self._end_step(args, state)
+
+    def _end_step(self, args: TrainingArguments, state: TrainerState) -> None:
         self._phases.leave(Phase.SETUP)
+        self._global_step = state.global_step
         work, self._work = self._work, Work()
         flops, self._flops = (None if self._flops_of is None else self._flops), 0.0
         tokens = work.tokens
@@ -264,9 +274,10 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         self._run.step(tokens=tokens, samples=work.samples, step=state.global_step, flops=flops)
 
     @harmless
-    def on_train_end(self, *_: Any, **_named: Any) -> None:
-        """Closes the run."""
-        self._close()
+    def on_train_end(self, _args: TrainingArguments, state: TrainerState, *_: Any, **_named: Any) -> None:
+        """Closes the run: as interrupted where SIGTERM made the Trainer save and stop before its last step."""
+        cut = self._told_to_go and state.global_step < state.max_steps
+        self._close(SystemExit(128 + signal.SIGTERM) if cut else None)
 
     # Around the trainer's own methods: what they are given and return passes through as it is.
 
@@ -377,6 +388,10 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     @harmless
     def _begin_save(self, trainer: Trainer) -> None:
         """Phase "save" begins, and the checkpoint gets our state."""
+        if self._work.n_steps and trainer.state.global_step != self._global_step:
+            # The step is over, and a callback before this one saves.
+            self._end_step(trainer.args, trainer.state)
+            self._ended_early = trainer.state.global_step
         self._phases.enter(self._run, Phase.SAVE)
         trainer.state.stateful_callbacks[_STATE] = {"args": {}, "attributes": self._run.state_dict()}
 
@@ -414,6 +429,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
     def _start(self, args: TrainingArguments, state: TrainerState, trainer: Trainer | None, *, alone: str = "") -> None:
         """Opens the run of a training, or of an evaluation ``alone``."""
         self._work, self._eval_work, self._flops = Work(), Work(), 0.0
+        self._global_step, self._ended_early, self._told_to_go = state.global_step, None, False
         self._latest = _Latest()
         options: dict[str, Any] = {**self._options, "run_name": self._run_name or args.run_name or None}
         board = None if alone else _board(trainer)
@@ -449,11 +465,11 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
                 "no Trainer was found around this callback: evaluation and saving are part of the steps, and there is no MFU"
             )
         self._tokens_seen = int(state.num_input_tokens_seen)
-        done = state.global_step if self._run.manifest.resumed_from_step is None else 0
+        planned = state.max_steps - state.global_step + self._run.steps_done
         dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
         if trainer is not None and args.torch_compile:
             model = trainer.model_wrapped  # the counter must know that it is compiled
-        self._run.adopt(model, planned_steps=state.max_steps - done, dtype=dtype)
+        self._run.adopt(model, planned_steps=planned, dtype=dtype)
 
     def _see_to(self, callbacks: Sequence[TrainerCallback], board: TensorBoardCallback | None) -> None:
         """Lets the other callbacks be told what is theirs to tell: the reporters everything, the printed lines a part."""
@@ -464,6 +480,23 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         for callback in callbacks:
             if isinstance(callback, PrinterCallback | ProgressCallback):
                 self._hide(callback, but=_PRINTED)
+            if type(callback).__name__ == "JITCheckpointCallback":  # of enable_jit_checkpoint, since transformers 5
+                self._hear_of_sigterm(callback)
+
+    def _hear_of_sigterm(self, callback: Any) -> None:
+        """Notes that SIGTERM has come: the Trainer has a handler for it, which saves and stops as if the training were done."""
+        manager = callback.jit_manager
+        if manager is None:
+            return
+        inner = manager.execute_jit_checkpoint
+
+        @wraps(inner)
+        def execute_jit_checkpoint() -> None:
+            self._told_to_go = True
+            inner()
+
+        manager.execute_jit_checkpoint = execute_jit_checkpoint
+        self._lent.callback(vars(manager).pop, "execute_jit_checkpoint", None)
 
     def _close_before(self, board: TensorBoardCallback) -> None:
         """Ends our run right before the Trainer's TensorBoard callback closes the writer."""
@@ -471,7 +504,7 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
 
         @wraps(inner)
         def on_train_end(*args: Any, **kwargs: Any) -> Any:
-            self.on_train_end()
+            self.on_train_end(*args, **kwargs)
             return inner(*args, **kwargs)
 
         board.on_train_end = on_train_end

@@ -49,11 +49,11 @@ class Bench:
         self.green = GreenMonitor(**options)
         return self.green
 
-    def trainer(self, monitor: GreenMonitor, *callbacks, **options):
+    def trainer(self, *callbacks, **options):
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         return self.pl.Trainer(
             **{"accelerator": "cpu", "max_steps": 5, "log_every_n_steps": 1, "default_root_dir": self.path, **quiet, **options},
-            callbacks=[monitor, *callbacks],
+            callbacks=list(callbacks),
         )
 
     def module(self, *, act=lambda _name: None, manual: int = 0, wrapped: bool = True):  # noqa: C901  (the hooks of one class)

@@ -2,7 +2,8 @@
 
 Each training step hands out joules that the test knows: on rank 0 to its GPU and to the node's CPU, on rank 1 to its GPU, and to a CPU
 that is rank 0's to count. ``resumed`` is no strategy, but three fits on scripted clocks.
-With ``--only RANK`` the other rank has no monitor.
+With ``--only RANK`` the other rank has no monitor, with ``--off RANK`` that rank has one that is not enabled; with ``--slow`` rank 0's
+set-up takes long.
 """
 
 from __future__ import annotations
@@ -77,6 +78,13 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Slow(pl.Callback):
+    """Prepares something on rank zero alone."""
+
+    def setup(self, trainer, *_, **_named):
+        time.sleep(1.5 * trainer.is_global_zero)
+
+
 class Sharded(Module):
     """Its parameters are shared out over the ranks."""
 
@@ -109,6 +117,8 @@ def main(options: list[str] | None = None) -> None:
     parser.add_argument("--fewer", action="store_true")
     parser.add_argument("--ckpt", type=Path)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--off", type=int)
+    parser.add_argument("--slow", action="store_true")
     parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args(options)
     strategy = args.strategy
@@ -118,8 +128,12 @@ def main(options: list[str] | None = None) -> None:
     if strategy == "fsdp":
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
     gpu, node = CountedMeter("gpu"), CountedMeter("cpu")
-    green = GreenMonitor(meters=[gpu, node], intensity=100.0, flops_per_step=1e6, progress_bar=True)
-    callbacks: list[pl.Callback] = [green] if args.only in {None, int(os.environ.get("LOCAL_RANK", "0"))} else []
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    green = GreenMonitor(
+        meters=[gpu, node], intensity=100.0, flops_per_step=1e6, progress_bar=True, enabled=args.off is None or args.off != rank
+    )
+    callbacks: list[pl.Callback] = [Slow()] if args.slow else []
+    callbacks += [green] if args.only in {None, rank} else []
     batches, length = STEPS, {"max_steps": args.steps, "max_epochs": -1}
     if args.fewer:
         batches, length = FEWER if os.environ["RANK"] == "1" else STEPS, {"max_epochs": 1, "enable_checkpointing": False}
@@ -145,7 +159,7 @@ def main(options: list[str] | None = None) -> None:
             green.summary()
         except UsageError as error:
             sys.stdout.write(str(error))
-    elif trainer.is_global_zero and args.only != 1:
+    elif rank == int(args.only == 1 or args.off == 0):
         sys.stdout.write(str(green.summary()))
 
 

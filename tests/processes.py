@@ -45,22 +45,27 @@ def forked_ranks(module: str, options: list[str], folder: Path, **variables: str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    started = []
+    ends = []
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        output = str(folder / f"rank{rank}")
-        process = _FORKS.Process(target=_as_rank, args=(module, options, {**place, **variables}, output))
-        process.start()
-        started.append((process, output))
-    ended = []
-    for process, output in started:
+        ends.append(forked(module, options, folder / f"rank{rank}", **place, **variables))
+    return [end() for end in ends]
+
+
+def forked(module: str, options: list[str], output: Path, **variables: str) -> Callable[[], tuple[int, str, str]]:
+    """A process that runs ``main(options)`` of a module: what waits for it, and gives its exit code, stdout and stderr."""
+    process = _FORKS.Process(target=_in_fork, args=(module, options, variables, str(output)))
+    process.start()
+
+    def end() -> tuple[int, str, str]:
         process.join(timeout=120)
         assert process.exitcode is not None, "it hangs"
-        ended.append((process.exitcode, Path(f"{output}.out").read_text(), Path(f"{output}.err").read_text()))
-    return ended
+        return process.exitcode, Path(f"{output}.out").read_text(), Path(f"{output}.err").read_text()
+
+    return end
 
 
-def _as_rank(module: str, options: list[str], variables: dict[str, str], output: str) -> None:
+def _in_fork(module: str, options: list[str], variables: dict[str, str], output: str) -> None:
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         with open(f"{output}.{name}", "wb") as file:  # noqa: PTH123
             os.dup2(file.fileno(), stream.fileno())

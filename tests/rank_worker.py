@@ -109,7 +109,10 @@ def main(options: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", type=Path)  # a provider on the network, and where each rank's requests are noted
     parser.add_argument("--linger", type=int)  # this rank takes two seconds more
     parser.add_argument("--baseline")
+    parser.add_argument("--planned", type=int)  # steps
     parser.add_argument("--share", type=float, default=1.0)  # of the joules that are handed out, what the meters show
+    parser.add_argument("--checkpoint", type=Path)  # rank 0's state, which it writes at the end
+    parser.add_argument("--loads", type=int, nargs="+", default=[0, 1])  # ranks that load it at first, where it is there
     parser.add_argument("--again", action="store_true")  # a short run before, which rank 1 leaves long after rank 0
     args = parser.parse_args(options)
     rank = int(os.environ["RANK"])
@@ -134,13 +137,17 @@ def main(options: Sequence[str] | None = None) -> None:
         flops_per_step=1e6,
         peak_flop_per_s=1e9,
         baseline=args.baseline,
-        planned_steps=1000 if args.baseline else None,
+        planned_steps=args.planned,
     )
     with tracker:
         if args.late_group:
             group()
+        if args.checkpoint and args.checkpoint.exists() and rank in args.loads:
+            tracker.load_state_dict(json.loads(args.checkpoint.read_text()))
         slowest_s = train(tracker, steps, gpu, node)
         end(args, rank)
+        if args.checkpoint and rank == 0:
+            args.checkpoint.write_text(json.dumps(tracker.state_dict()))
         closing = time.monotonic()
     summary = tracker.summary()
     line = {

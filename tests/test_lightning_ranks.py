@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,10 @@ def test_useful_joules_after_a_resume(tmp_path):
         {phase.phase: phase.energy_j for phase in whole.useful.phases}, rel=CLOSE
     )
     assert cut.useful.phase("train").samples == whole.useful.phase("train").samples
+    job = read_last(run_file(tmp_path / "cut" / "run", 0, 2)).summary.job
+    assert cut.totals.energy_j == pytest.approx(
+        job.energy_j + job.carried_energy_j
+    )  # rank zero's sums hold both ranks' first starts
     assert cut.totals.energy_j - cut.useful.energy_j >= 2 * step_j  # steps 8 and 9, done again, and all that came with them
 
 
@@ -153,6 +158,30 @@ def test_a_monitor_on_rank_zero_alone(tmp_path):
     ((path, rank, _),) = run_files(tmp_path / "exp" / "version_0")
     run = read_jsonl(path)
     assert (rank, run.summary.status, run.summary.n_steps) == (0, "completed", STEPS)
+
+
+@pytest.mark.parametrize("without", [("--only", "1"), ("--off", "0")])
+def test_a_monitor_on_all_ranks_but_zero(tmp_path, without):
+    """None on rank zero, or one that is not enabled: rank 1 waits no more than a second for it, measures without files, and says what to do."""
+    began_s = time.monotonic()
+    ended = forked(tmp_path, "ddp", *without)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert time.monotonic() - began_s < 25
+    (_, printed, _) = ended[1]
+    assert "(completed)" in printed
+    assert f"{STEPS} measured" in printed
+    assert "no files from GreenMonitor: rank zero tells no directory" in printed
+    assert not run_files(tmp_path / "exp" / "version_0")
+
+
+def test_a_rank_zero_that_is_slow_to_set_up(tmp_path):
+    """Rank 1 waits a second for its word, and then opens its run after set-up: in the same directory, from the checkpoint all the same."""
+    assert [code for code, _, _ in forked(tmp_path, "ddp", "--raise", "1")] == [1, 1]
+    ended = forked(tmp_path, "ddp", "--slow", "--ckpt", str(tmp_path / "ckpt" / "step=4.ckpt"))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    ranks = of_each_rank(tmp_path / "exp" / "version_1")
+    check(ranks, first_step=4)
+    assert {run.manifest.resumed_from_step for run in ranks} == {3}
 
 
 def test_a_sharded_fit_goes_on_from_its_checkpoint(tmp_path):

@@ -164,7 +164,8 @@ def test_a_callback_that_saves_before_ours(tmp_path):
 
     trainer(bench.monitor()).fit(bench.module(), data())
     bench.trainer(bench.monitor(), max_steps=5).fit(bench.module(), data(), ckpt_path=tmp_path / "three.ckpt")
-    assert bench.green.summary().manifest.resumed_from_step == 2
+    manifest = bench.green.summary().manifest
+    assert (manifest.resumed_from_step, manifest.steps_before) == (2, 3)
     assert [record.step for record in bench.of("train")] == [0, 1, 2, 3, 4, 3, 4]
 
 
@@ -226,6 +227,49 @@ def test_projections_are_of_the_whole_run(tmp_path):
     assert third.projected_total_g == pytest.approx(
         (third.totals.energy_j + summary.manifest.carried_energy_j + left_j) / 3.6e6 * 100, rel=CLOSE
     )
+
+
+def test_trying_learning_rates_is_no_start(tmp_path):
+    """LearningRateFinder goes back to a checkpoint of the same fit: that is its first start still, with its projections; its trials are set-up."""
+    bench = Bench(tmp_path)
+    module = bench.module()
+    module.lr = 0.1
+    bench.trainer(bench.monitor(), bench.pl.callbacks.LearningRateFinder(num_training_steps=5)).fit(module, data())
+    summary = bench.green.summary()
+    assert (summary.manifest.segment, summary.manifest.resumed_from_step) == (1, None)
+    assert [record.step for record in bench.of("train")] == list(range(5))
+    assert summary.projected_energy_j == pytest.approx(summary.totals.energy_j)
+    assert summary.totals.phase("setup").energy_j == pytest.approx(5 * 60.0, rel=CLOSE)
+    assert summary.warnings == ()
+
+
+@pytest.mark.parametrize("saves_in", ["a hook", "no hook"])
+def test_projections_of_a_run_that_began_from_a_checkpoint(tmp_path, saves_in):
+    """From a checkpoint of an unmeasured fit, and resumed once more: what is projected is what its steps come to, none of them twice."""
+    bench = Bench(tmp_path)
+
+    class Saves(bench.pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step in {2, 4} and saves_in == "a hook":
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def fit_to(step: int, *monitors, since: int | None = None):
+        trainer = bench.trainer(*monitors, Saves(), max_steps=step)
+        trainer.fit(bench.module(), data(), ckpt_path=None if since is None else tmp_path / f"{since}.ckpt")
+        if saves_in == "no hook":
+            trainer.save_checkpoint(tmp_path / f"{step}.ckpt")
+        return bench.green.summary() if monitors else None
+
+    fit_to(2)
+    at_once = fit_to(8, bench.monitor(), since=2)
+    first = fit_to(4, bench.monitor(), since=2)
+    summary = fit_to(8, bench.monitor(), since=4)
+    assert (summary.manifest.resumed_from_step, summary.manifest.steps_before) == (3, 2)
+    assert summary.manifest.planned_steps == at_once.manifest.planned_steps == 6
+    assert summary.time_left_s == 0
+    runs = [one.totals for one in (at_once, first, summary)]
+    assert [totals.phase("train").energy_j for totals in runs] == pytest.approx([360.0, 120.0, 240.0], rel=CLOSE)
+    assert summary.projected_energy_j == pytest.approx(runs[1].energy_j + runs[2].energy_j)
 
 
 SCRIPT = """

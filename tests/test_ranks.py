@@ -251,6 +251,16 @@ def test_a_baseline_on_cpus_is_all_ranks_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
+def test_a_meter_of_a_gpu_and_the_node_counts_the_node_once(tmp_path, monkeypatch):
+    """One meter that reads both: rank 1 takes its GPU's 100 W alone, and the CPU's 50 W are rank zero's."""
+    for rank in (0, 1):
+        one_rank_alone(tmp_path, monkeypatch, rank, {f"gpu{rank}": 100.0, "cpu": 50.0}, 1)
+    (run,) = ledger.read(tmp_path).runs
+    assert run.totals.phase("train").energy_j == pytest.approx(40 * 0.1 * 250.0, rel=1e-5)
+    assert [[domain.name for domain in part.manifest.domains] for part in run.segments] == [["gpu0", "cpu"], ["gpu1"]]
+
+
+@pytest.mark.filterwarnings("ignore:WORLD_SIZE is 2")
 def test_a_job_saves_against_a_job(tmp_path, monkeypatch):
     """All ranks' joules per token against all of the baseline's: the same job saves nothing, one of half the joules half of them."""
     one_rank_alone(tmp_path / "base", monkeypatch, 0, {"gpu0": 100.0, "cpu": 10.0, "dram": 10.0}, 100)
@@ -259,9 +269,10 @@ def test_a_job_saves_against_a_job(tmp_path, monkeypatch):
     one_rank_alone(tmp_path / "base", monkeypatch, 1, {"gpu1": 200.0}, 101)
     whole_g = 1000 * sum(STEP_J)  # of a thousand planned steps; at 3.6e6 g/kWh a joule is a gram
     slack_g = 0.08 * whole_g  # on a busy machine the joules of the last steps are read after them: of 40, say three
+    compared = ["--baseline", str(tmp_path / "base"), "--planned", "1000"]
     for share, saved_g in ((1.0, 0.0), (0.5, whole_g / 2)):
         (tmp_path / str(share)).mkdir()
-        zero, one = two(tmp_path / str(share), "--steps", "40", "--baseline", str(tmp_path / "base"), "--share", str(share))
+        zero, one = two(tmp_path / str(share), "--steps", "40", *compared, "--share", str(share))
         assert (zero.code, one.code) == (0, 0), zero.errors + one.errors
         job = zero.line["job"]
         assert job["projected_savings_g"] == pytest.approx(saved_g, abs=slack_g)
@@ -343,6 +354,22 @@ def test_one_run_after_another_are_two(tmp_path):
     assert (zero.code, one.code) == (0, 0)
     assert zero.line["earlier_run_id"] == one.line["earlier_run_id"] != zero.line["run_id"] == one.line["run_id"]
     assert zero.line["job"]["energy_j"] == pytest.approx(60 * STEP_J[0] + 10 * STEP_J[1], abs=0.5)
+
+
+@pytest.mark.parametrize("loads", [("0", "1"), ("0",)])
+def test_a_resumed_job_carries_what_every_rank_used(tmp_path, loads):
+    """The checkpoint is loaded on both ranks, or on rank zero alone, whose run rank 1 follows: the sums hold both ranks' first starts."""
+    options = ["--steps", "20", "--planned", "40", "--checkpoint", str(tmp_path / "state"), "--loads", *loads]
+    (first, _), (zero, one) = two(tmp_path, *options), two(tmp_path, *options)
+    assert (zero.code, one.code) == (0, 0), zero.errors + one.errors
+    assert zero.line["run_id"] == one.line["run_id"] == first.line["run_id"]
+    job = zero.line["job"]
+    assert (job["energy_j"], job["carried_energy_j"]) == pytest.approx((20 * sum(STEP_J), 20 * sum(STEP_J)), abs=0.5)
+    assert job["projected_energy_j"] == pytest.approx(job["energy_j"] + job["carried_energy_j"])  # all that was planned is done
+    assert job["carried_emissions_g"] == pytest.approx(job["carried_energy_j"])  # at 3.6e6 g/kWh a joule is a gram
+    (run,) = ledger.read(tmp_path).runs
+    assert run.totals.energy_j == pytest.approx(job["energy_j"] + job["carried_energy_j"])
+    assert not zero.line["warnings"] + one.line["warnings"]
 
 
 def test_rank_zero_alone_asks_the_grid(tmp_path):

@@ -121,6 +121,10 @@ def test_a_node_is_metered_once():
     assert energy_meters([gpu, node], 0.01, Place(0, 2, 0, 0)) == ([gpu, node], ())
     assert energy_meters([gpu, node], 0.01, Place(1, 2, 1, 1)) == ([gpu], (ONCE_PER_NODE,))
     assert energy_meters([gpu, node], 0.01, Place(1, 2, None, -1)) == ([gpu], (NODE_UNKNOWN,))
+    whole = ScriptedMeter(clock, {"gpu1": 1.0, "cpu": 1.0})
+    assert energy_meters([whole], 0.01, Place(0, 2, 0, 0)) == ([whole], ())
+    (part,), missing = energy_meters([whole], 0.01, Place(1, 2, 1, 1))
+    assert ([domain.name for domain in part.domains], missing) == (["gpu1"], (ONCE_PER_NODE,))
     found, missing = energy_meters(None, 0.01, Place(1, 2, None, -1))
     assert missing[-1] == NODE_UNKNOWN
     assert not [domain for meter in found for domain in meter.domains if not domain.name.startswith("gpu")]

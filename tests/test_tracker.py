@@ -415,6 +415,12 @@ def test_a_directory_that_cannot_be_written_raises(tmp_path):
         Run(log_dir=blocked / "runs")
 
 
+def test_an_empty_list_of_meters_is_named():
+    """A run that was given no meter says so."""
+    with pytest.warns(GreenTorchWarning, match="nothing here measures energy: meters= is empty. See"):
+        green_torch.track(meters=[], intensity=1.0)
+
+
 def test_one_meter_per_domain():
     """Two meters that read the same domain would count it twice."""
     clock = ScriptedClock()

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import green_torch
+from green_torch import ledger
 from green_torch.errors import ArgumentError, GreenTorchWarning, UnknownRegionError, UsageError
 from green_torch.records import Flag, Phase
 from green_torch.sinks.jsonl import RunFile, read_jsonl
@@ -27,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from transformers.integrations import TensorBoardCallback
 
 from green_torch.transformers import GreenCallback
-from tests.processes import TWO_RANKS, forked_ranks, preload
+from tests.processes import TWO_RANKS, forked, forked_ranks, preload
 from tests.test_lightning_loggers import wandb_rows
 
 preload("tests.transformers_ranks")
@@ -563,6 +564,41 @@ def test_a_resumed_training_goes_on_with_its_run(bench):
     assert co2["emissions"] == pytest.approx(spent_g + second.summary().totals.emissions_g, rel=1e-3)
     logged_g = metrics["green/emissions_total_gCO2e"]  # of both segments too
     assert any(logged_g == pytest.approx(spent_g + record.totals.emissions_g) for record in again.sink.records)
+
+
+def test_a_run_that_began_from_a_checkpoint_is_projected_from_there(bench):
+    """From a checkpoint of an unmeasured training, and resumed once more: what is projected is what its steps come to, none of them twice."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    bench.trainer(max_steps=2, **saving).train()
+    at_once, first, second = (bench.callback(run_name=name) for name in ("at once", "first", "second"))
+    bench.trainer(at_once, max_steps=8).train(resume_from_checkpoint=str(bench.path / "checkpoint-2"))
+    bench.trainer(first, max_steps=4, **saving).train(resume_from_checkpoint=str(bench.path / "checkpoint-2"))
+    bench.trainer(second, max_steps=8).train(resume_from_checkpoint=str(bench.path / "checkpoint-4"))
+    summary = second.summary()
+    assert (summary.manifest.resumed_from_step, summary.manifest.steps_before) == (4, 2)
+    assert summary.manifest.planned_steps == at_once.summary().manifest.planned_steps == 6
+    assert summary.time_left_s == 0
+    runs = [green.summary().totals for green in (at_once, first, second)]
+    assert [totals.phase("train").energy_j for totals in runs] == pytest.approx([360.0, 120.0, 240.0], rel=CLOSE)
+    assert summary.projected_energy_j == pytest.approx(runs[1].energy_j + runs[2].energy_j)
+
+
+@pytest.mark.parametrize(("hook", "saved"), [("on_step_begin", 2), ("on_optimizer_step", 3)])
+def test_a_preempted_training_goes_on_with_its_run(tmp_path, hook, saved):
+    """SIGTERM in step 3, upon which the Trainer saves and stops: interrupted; started again it is the same run, each step useful once."""
+    if not hasattr(TrainingArguments, "enable_jit_checkpoint"):
+        pytest.skip("this Trainer leaves SIGTERM alone")
+    for number, what in enumerate((hook, "resume")):
+        code, _, said = forked("tests.transformers_ranks", [str(tmp_path), what], tmp_path / str(number))()
+        assert code == 0, said
+    first, second = segments(tmp_path)
+    assert [run.summary.status for run in (first, second) if run.summary] == ["interrupted", "completed"]
+    steps = [[record.step for record in run.records if record.phase is Phase.TRAIN] for run in (first, second)]
+    assert steps == [[1, 2, 3], list(range(saved + 1, 6))]
+    assert second.manifest.run_id == first.manifest.run_id
+    assert second.manifest.resumed_from_step == second.manifest.steps_before == saved
+    (run,) = ledger.read(tmp_path).runs
+    assert run.useful.phase("train").n_steps == 5
 
 
 def test_callback_states_may_be_restored(bench):

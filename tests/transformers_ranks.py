@@ -1,12 +1,18 @@
-"""One of two ranks on CPUs that trains with the Hugging Face Trainer, for test_transformers.py; ``main([DIRECTORY])``.
+"""Processes on CPUs that train with the Hugging Face Trainer, for test_transformers.py.
 
-Sequences are padded, each by another length, and the Trainer counts the tokens that are not padding.
+``main([DIRECTORY])`` is one of two ranks. Sequences are padded, each by another length, and the Trainer counts the tokens that are not
+padding. ``main([DIRECTORY, HOOK])`` is a process alone that is told to go (SIGTERM) in that hook of step 3, by a Trainer that saves then;
+``main([DIRECTORY, "resume"])`` goes on from there.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from green_torch.transformers import GreenCallback
 
@@ -29,7 +35,46 @@ def masks() -> list[torch.Tensor]:
     return [(torch.arange(LENGTH) <= number % LENGTH).long() for number in range(N_SEQUENCES)]
 
 
+class Preempted(TrainerCallback):
+    """SIGTERM in a hook of step 3, and time for the Trainer's handler to take note of it."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self._strike)
+
+    def _strike(self, _args, state, _control, **_named):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not self.manager.is_checkpoint_requested:
+                time.sleep(0.01)
+
+
+def alone(directory: str, hook: str) -> None:
+    ids = torch.ones(LENGTH, dtype=torch.long)
+    arguments = TrainingArguments(
+        output_dir=directory,
+        max_steps=5,
+        per_device_train_batch_size=BATCH,
+        save_strategy="no",
+        enable_jit_checkpoint=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    green = GreenCallback(meters=[], intensity=100.0, flops_per_step=1e6, log_every_n_steps=1)
+    resumes = hook == "resume"
+    preempted = Preempted(hook)
+    data = [{"input_ids": ids, "labels": ids}] * N_SEQUENCES
+    trainer = Trainer(Model(), arguments, train_dataset=data, callbacks=[green] if resumes else [preempted, green])
+    (theirs,) = (one for one in trainer.callback_handler.callbacks if type(one).__name__ == "JITCheckpointCallback")
+    theirs.jit_manager.kill_wait = 0.0  # s; three otherwise
+    preempted.manager = theirs.jit_manager
+    trainer.train(resume_from_checkpoint=resumes)
+
+
 def main(options: list[str]) -> None:
+    if len(options) > 1:
+        alone(*options)
+        return
     (directory,) = options
     ids = torch.ones(LENGTH, dtype=torch.long)
     arguments = TrainingArguments(

@@ -12,10 +12,10 @@ import json
 import logging
 import math
 import sys
+import time
 import warnings
 import weakref
 from contextlib import suppress
-from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _AUTOCAST = {"bf16": "bfloat16", "16": "float16"}  # by the first word of Lightning's precision
 _BAR_NS = NS_PER_S  # between two texts of the progress bar: each takes a summary of the run
-_DIRECTORY_PATIENCE = timedelta(seconds=30)
+_PATIENCE_S = 1.0  # for rank zero's word in set-up; what comes later is taken up after it
 
 _setups = itertools.count()  # of monitors, in this process: the same number on every rank
 
@@ -146,6 +146,7 @@ class GreenMonitor(Callback):
             Tracker(**{**self._options, "meters": meters or (), "log_every_n_steps": every})
         self._tracker: Tracker | None = None
         self._trainer: Trainer | None = None  # while a run is open
+        self._put_off: tuple[Trainer, int] | None = None  # a run that is still to be opened, and the number of its set-up
         self._mailbox = loggers.Mailbox()
         self._newest: dict[str, float] = {}  # values by tag, for the progress bar
         self._bar = False  # whether one is shown here
@@ -184,15 +185,12 @@ class GreenMonitor(Callback):
     # The trainer's run begins and ends.
 
     def setup(self, trainer: Trainer, *_: Any, **_named: Any) -> None:
-        """Opens the run, in phase "setup"."""
-        number = next(_setups)
-        try:
-            self._close()  # a run that ended without telling
-            self._start(trainer, *(_directory(trainer, number) if self._options["enabled"] else (None, "")))
-        except UsageError:
-            raise
-        except Exception as error:  # rule 9
-            logging.getLogger("green_torch").warning("GreenMonitor could not start: %s: %s", type(error).__name__, error)
+        """Opens the run, in phase "setup"; or right after set-up, where rank zero has not told its directory by then."""
+        self._begin(trainer, next(_setups), _PATIENCE_S)
+
+    def on_fit_start(self, *_: Any) -> None:
+        """Opens the run, if that was put off."""
+        self._begin_late()
 
     @harmless
     def teardown(self, *_: Any, **_named: Any) -> None:
@@ -221,9 +219,11 @@ class GreenMonitor(Callback):
         trainer = self._trainer
         if self._state and trainer is not None and trainer.global_step != self._global_step >= 0:
             self._state["step"] = _loss_step(trainer)  # a callback that comes before this one is saving
+            self._state["steps_done"] += 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the run that saved the checkpoint."""
+        self._begin_late()
         if self._fits and not self._n_batches:
             self._continue(state_dict)
 
@@ -234,23 +234,27 @@ class GreenMonitor(Callback):
     # Training.
 
     @harmless
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """States the model, now on its device, and how long the run will be."""
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        """Notes where training begins."""
         self._global_step = trainer.global_step
-        dtype = _AUTOCAST.get(str(trainer.precision).split("-", maxsplit=1)[0])
-        resumed = self._run.manifest.resumed_from_step is not None
-        self._run.adopt(pl_module, planned_steps=_planned_steps(trainer, whole=resumed), dtype=dtype)
 
     @harmless
-    def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, batch: Any, index: int) -> None:
-        """Begins to count FLOPs; waiting for the batch is part of the step already."""
-        self._phases.leave(Phase.SETUP)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> None:
+        """Begins to count FLOPs; waiting for the batch is part of the step already, but for the first one, which ends phase "setup"."""
+        if Phase.SETUP in self._phases:
+            self._describe(trainer, pl_module)
+            self._phases.leave(Phase.SETUP)
         self._stop_counting()
         if self._counts:
             self._counting = True
             every = trainer.accumulate_grad_batches
             alike = batch if every == 1 else (batch, (index + 1) % every == 0)  # the batch that steps runs the optimizer too
             self._run.counter.begin_step(alike)
+
+    def _describe(self, trainer: Trainer, module: LightningModule) -> None:
+        """States the model, now on its device, and how long the run will be: Lightning counts its batches right from the first one on."""
+        dtype = _AUTOCAST.get(str(trainer.precision).split("-", maxsplit=1)[0])
+        self._run.adopt(module, planned_steps=_planned_steps(trainer, self._run.steps_done), dtype=dtype)
 
     @harmless
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:
@@ -280,9 +284,13 @@ class GreenMonitor(Callback):
 
     # Evaluation.
 
-    @harmless
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, *_: Any, **_named: Any) -> None:
         """Phase "eval" begins."""
+        self._begin_late()
+        self._begin_eval()
+
+    @harmless
+    def _begin_eval(self) -> None:
         self._stop_counting()
         self._phases.enter(self._run, Phase.EVAL)
 
@@ -315,6 +323,26 @@ class GreenMonitor(Callback):
     on_test_end = on_predict_end = on_sanity_check_end
 
     # How it is done.
+
+    def _begin(self, trainer: Trainer, number: int, patience_s: float) -> None:
+        """Opens the run, or puts that off where rank zero has told no directory."""
+        self._put_off = None
+        try:
+            self._close()  # a run that ended without telling
+            told = _directory(trainer, number, patience_s) if self._options["enabled"] else (None, "")
+            if told is None:
+                self._put_off = trainer, number
+            else:
+                self._start(trainer, *told)
+        except UsageError:
+            raise
+        except Exception as error:  # rule 9
+            logging.getLogger("green_torch").warning("GreenMonitor could not start: %s: %s", type(error).__name__, error)
+
+    def _begin_late(self) -> None:
+        """Opens the run that was put off: all ranks are through with set-up by now."""
+        if self._put_off is not None:
+            self._begin(*self._put_off, patience_s=0)
 
     def _start(self, trainer: Trainer, directory: Path | None, problem: str) -> None:
         self._work, self._eval_work, self._flops = Work(), Work(), 0.0
@@ -450,11 +478,12 @@ def _close_all(sinks: Iterable[Sink]) -> None:
             sink.close()
 
 
-def _directory(trainer: Trainer, number: int) -> tuple[Path | None, str]:
+def _directory(trainer: Trainer, number: int, patience_s: float) -> tuple[Path | None, str] | None:
     """The run's directory, or none and why: on every rank rank zero's, since a logger that numbers its runs gives each another one.
 
-    Rank zero leaves it in the process group's store, under the number of this set-up, and goes on. The others wait for that as they
-    would at the trainer's next barrier, and no longer than 30 s: no collective, so that a rank without this callback stops nobody.
+    Rank zero leaves it in the process group's store, under the number of this set-up, and goes on. The others look for it there for
+    ``patience_s``: ``None`` where it has not come by then. Without patience, after set-up, what is not there won't come: rank zero has
+    no monitor that tells. No collective, so that a rank without this callback stops nobody.
     """
     path, problem = None, ""
     if trainer.is_global_zero:
@@ -468,16 +497,26 @@ def _directory(trainer: Trainer, number: int) -> tuple[Path | None, str]:
     try:
         distributed: Any = sys.modules["torch.distributed"]
         store = distributed.distributed_c10d._get_default_store().clone()  # noqa: SLF001 - it has no public name
-        store.set_timeout(_DIRECTORY_PATIENCE)
         if trainer.is_global_zero:
             store.set(key, json.dumps([path and str(path), problem]))
-        else:
+        elif _comes(store, key, patience_s):
             path, problem = json.loads(store.get(key))
-    except Exception as error:  # no process group of torch's, or no such callback on rank zero
+        elif patience_s:
+            return None
+        else:
+            problem = "rank zero tells no directory. Give rank zero's trainer a GreenMonitor too, one that is enabled"
+    except Exception as error:  # no process group of torch's
         if not trainer.is_global_zero:
-            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
-            problem = f"rank zero tells no directory ({why}). Give rank zero's trainer a GreenMonitor too"
+            problem = f"rank zero can't tell its directory: {type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
     return path and Path(path), problem
+
+
+def _comes(store: Any, key: str, patience_s: float) -> bool:
+    """Whether this is in the store, or is put there before long (a wait of the store's own that ends in vain prints a page)."""
+    give_up_s = time.monotonic() + patience_s
+    while not (there := store.check([key])) and time.monotonic() < give_up_s:
+        time.sleep(0.01)
+    return bool(there)
 
 
 def _loss_step(trainer: Trainer) -> int:
@@ -488,15 +527,16 @@ def _loss_step(trainer: Trainer) -> int:
         return trainer.global_step - 1
 
 
-def _planned_steps(trainer: Trainer, *, whole: bool) -> int | None:
-    """Steps that this fit will take, or the whole training, where that is known. The data are loaded by now, so asking costs nothing.
+def _planned_steps(trainer: Trainer, steps_done: int) -> int | None:
+    """Steps of the run, of which so many are done, where that is known. The data are loaded by now, so asking costs nothing.
 
     ``max_steps`` counts each optimizer's steps: with several, nobody knows how many of them a batch will step.
     """
     if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
         return None
     try:
-        left = int(trainer.estimated_stepping_batches) - (_loss_step(trainer) if trainer.global_step and not whole else 0)
+        left = int(trainer.estimated_stepping_batches) - (_loss_step(trainer) if trainer.global_step else 0)
     except Exception:  # unbounded, or accumulation that changes with the epoch
         return None
-    return left if left > 0 else None
+    planned = left + steps_done
+    return planned if left >= 0 and planned > 0 else None
