@@ -56,8 +56,8 @@ class Bench:
             callbacks=list(callbacks),
         )
 
-    def module(self, *, act=lambda _name: None, manual: int = 0, wrapped: bool = True):  # noqa: C901  (the hooks of one class)
-        """A linear layer; ``act`` is told each hook by name; ``manual`` optimizers are stepped by hand."""
+    def module(self, *, act=lambda _name: None, manual: int = 0, every: int = 1, wrapped: bool = True):  # noqa: C901  (the hooks of one class)
+        """A linear layer; ``act`` is told each hook by name; ``manual`` optimizers are stepped by hand at ``every`` so many batches."""
         clock, pl = self.clock, self.pl
 
         class Module(pl.LightningModule):
@@ -78,7 +78,7 @@ class Bench:
                 if manual:
                     self.manual_backward(loss)
                     optimizers = self.optimizers(use_pl_optimizer=wrapped)
-                    for optimizer in optimizers if manual > 1 else [optimizers]:
+                    for optimizer in (optimizers if manual > 1 else [optimizers]) if (index + 1) % every == 0 else ():
                         optimizer.step()
                         optimizer.zero_grad()
                     return None

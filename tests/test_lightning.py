@@ -168,9 +168,21 @@ def test_manual_optimization(bench, n_optimizers):
     trainer = bench.trainer(bench.monitor(), logger=logger, max_steps=-1, max_epochs=1, limit_train_batches=4)
     trainer.fit(bench.module(manual=n_optimizers), data())
     assert trainer.global_step == 4 * n_optimizers
+    assert bench.green.summary().manifest.planned_steps == 4
     assert [record.step for record in bench.of("train")] == [0, 1, 2, 3]
     found = events(bench.path / "run")
     assert steps_of(found, "train_loss") == steps_of(found, "green/energy_per_step_J") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "planned"), [({"max_epochs": 2}, 8), ({"max_epochs": 2, "max_steps": 3}, 3), ({"max_steps": 3}, 3)]
+)
+def test_accumulation_by_hand_is_planned_by_steps(bench, options, planned):
+    """In manual optimization Lightning counts batches; the run is planned by as many of them as its first step took."""
+    bench.trainer(bench.monitor(), **{"max_steps": -1, **options}).fit(bench.module(manual=1, every=3), data(12))
+    summary = bench.green.summary()
+    assert (summary.manifest.planned_steps, summary.n_steps) == (planned, planned)
+    assert summary.projected_total_g == pytest.approx(summary.totals.emissions_g, rel=0.01)
 
 
 def test_optimizers_that_lightning_does_not_see(bench):

@@ -252,12 +252,21 @@ class GreenMonitor(Callback):
             self._run.counter.begin_step(alike)
 
     def _describe(self, trainer: Trainer, module: LightningModule) -> None:
-        """States the model, now on its device, and how long the run will be: Lightning counts its batches right from the first one on."""
+        """States the model, now on its device, and how long the run will be: Lightning counts its batches right from the first one on.
+
+        Where the module steps its optimizers itself, its first step tells how many batches one takes.
+        """
+        left = None
+        if module.automatic_optimization:
+            left = _steps_left(trainer)
+        elif self._n_steps:
+            left = _steps_left_by_hand(trainer, self._n_batches)
+        planned = None if left is None else self._run.steps_done + left
         dtype = _AUTOCAST.get(str(trainer.precision).split("-", maxsplit=1)[0])
-        self._run.adopt(module, planned_steps=_planned_steps(trainer, self._run.steps_done), dtype=dtype)
+        self._run.adopt(module, planned_steps=planned or None, dtype=dtype)
 
     @harmless
-    def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, _outputs: Any, batch: Any, _index: int) -> None:
         """Ends a step, if this batch's optimizers stepped; else the batch's work waits for the one that does."""
         if self._counting:
             self._counting = False
@@ -276,6 +285,8 @@ class GreenMonitor(Callback):
         flops, self._flops = (None if self._flops_of is None else self._flops), 0.0
         self._logged_step = _loss_step(trainer)  # is logged right after this hook
         self._run.step(tokens=work.tokens, samples=work.samples, step=self._logged_step, flops=flops)
+        if self._n_steps == 1 and not module.automatic_optimization:
+            self._describe(trainer, module)
 
     @harmless
     def on_train_epoch_end(self, *_: Any) -> None:
@@ -527,8 +538,8 @@ def _loss_step(trainer: Trainer) -> int:
         return trainer.global_step - 1
 
 
-def _planned_steps(trainer: Trainer, steps_done: int) -> int | None:
-    """Steps of the run, of which so many are done, where that is known. The data are loaded by now, so asking costs nothing.
+def _steps_left(trainer: Trainer) -> int | None:
+    """Steps that this fit will still take, where that is known. The data are loaded by now, so asking costs nothing.
 
     ``max_steps`` counts each optimizer's steps: with several, nobody knows how many of them a batch will step.
     """
@@ -538,5 +549,15 @@ def _planned_steps(trainer: Trainer, steps_done: int) -> int | None:
         left = int(trainer.estimated_stepping_batches) - (_loss_step(trainer) if trainer.global_step else 0)
     except Exception:  # unbounded, or accumulation that changes with the epoch
         return None
-    planned = left + steps_done
-    return planned if left >= 0 and planned > 0 else None
+    return left if left >= 0 else None
+
+
+def _steps_left_by_hand(trainer: Trainer, batches_per_step: int) -> int | None:
+    """The same after a step, where the module steps its optimizers itself, at every so many batches: Lightning's own estimate knows of none."""
+    if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
+        return None
+    left = [] if trainer.max_steps == -1 else [trainer.max_steps - trainer.global_step]
+    if trainer.max_epochs not in {None, -1} and math.isfinite(trainer.num_training_batches):
+        batches = trainer.num_training_batches * trainer.max_epochs - (trainer.fit_loop.total_batch_idx + 1)
+        left.append(math.ceil(batches / batches_per_step))
+    return max(0, min(left)) if left else None
