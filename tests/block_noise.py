@@ -6,11 +6,15 @@ For the tests of the interval's coverage, and for ``benchmarks/intervals.py``.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
-from green_torch.experiment.rounds import _orders
-from green_torch.statistics import MIN_PAIRS_LOOKING, Difference, paired_difference
+from green_torch.experiment.results import Block
+from green_torch.experiment.rounds import _Arm, _measure, _orders, _Plan, _Teller
+from green_torch.experiment.variants import Variant
+from green_torch.experiment.worker import Job, Measured, Order
+from green_torch.statistics import Difference, paired_difference
 
 Series = list[tuple[float, float, float]]  # a, b, and how much later b was measured, by round
 
@@ -23,6 +27,7 @@ MACHINES = {
 }
 
 
+@lru_cache(maxsize=1)  # several tests in turn ask for the same
 def machine(kind: str, rounds: int, repetitions: int, truth: float = 0.0, seed: int = 1) -> list[Series]:
     """So many comparisons on one kind of machine, ``b`` being ``truth`` more than ``a`` (0.02: 2 %)."""
     noise = MACHINES[kind]
@@ -61,12 +66,56 @@ def compared(series: Series, n: int, *, looking: bool = False) -> Difference:
     return paired_difference(a, b, gaps=gaps, looking=looking)
 
 
-def compared_until(series: Series, until: float, most: int, *, looking: bool = True) -> Difference:
-    """As ``compare(until=)`` goes on: a look after each round, at the rounds before it; two narrow ones in a row end it."""
-    narrow = False
-    for n in range(MIN_PAIRS_LOOKING, most):
-        half_width = compared(series, n, looking=looking).half_width
-        before, narrow = narrow, half_width is not None and half_width <= until
-        if before and narrow:
-            return compared(series, n + 1, looking=looking)
-    return compared(series, most, looking=looking)
+class ScriptedWorker:
+    """What a worker would answer at its end of the pipe: each block one order late, of one step that took as long as the script says."""
+
+    def __init__(self, step_s: list[float]) -> None:
+        self._step_s = step_s
+        self._before: Order | None = None
+        self._replies: list[Block | Measured] = []
+
+    def send(self, order: Order | None) -> None:
+        """Settles the block before, and measures what was ordered, if anything."""
+        if self._before is not None:
+            done = self._before
+            unknown = dict.fromkeys(_UNKNOWN)
+            self._replies.append(Block(done.round, done.position, 1, self._step_s[done.round], **unknown))
+        self._before = order
+        if order is not None:
+            self._replies.append(Measured())
+
+    def recv(self) -> Block | Measured:
+        """The next reply."""
+        return self._replies.pop(0)
+
+
+_UNKNOWN = (
+    "energy_j", "energy_lo_j", "energy_hi_j", "emissions_g", "model_flops", "hardware_flops", "capacity_flops", "tokens", "samples",
+    "loss",
+)  # fmt: skip
+
+
+def compared_until(series: Series, until: float, most: int, *, confidence: float = 0.95) -> Difference:
+    """As ``compare(until=)`` measures it, by its own plan, orders of blocks and looks; the workers alone are on a script."""
+    plan = _Plan.made(
+        2,
+        blocks=most,
+        steps_per_block=1,
+        until=until,
+        budget_s=None,
+        budget_j=None,
+        confidence=confidence,
+        loss_tolerance=0.02,
+    )
+    arms = []
+    for side, name in enumerate(("fp32", "again")):
+        arm = _Arm(Job("scripted:build", Variant(name), 0, 1, None, None, {}))
+        arm._pipe = ScriptedWorker([values[side] for values in series])
+        arms.append(arm)
+    orders = [(0, 1) if gap > 0 else (1, 0) for _, _, gap in series[: plan.blocks]]
+    stopped = _measure(arms, orders, 1, plan, _Teller(None, 0))
+    for arm in arms:
+        arm.ask(None, Block)
+    found = plan.comparison(arms, 1, stopped).time("again")
+    assert found is not None
+    return found
