@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from green_torch.experiment.results import Block
-from green_torch.experiment.rounds import _Arm, _measure, _orders, _Plan, _Teller
+from green_torch.experiment.results import Block, Comparison
+from green_torch.experiment.rounds import Progress, _Arm, _measure, _orders, _Plan, _Teller
 from green_torch.experiment.variants import Variant
-from green_torch.experiment.worker import Job, Measured, Order
+from green_torch.experiment.worker import Failed, Job, Measured, Order
 from green_torch.statistics import Difference, paired_difference
+from green_torch.testing import ScriptedClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Series = list[tuple[float, float, float]]  # a, b, and how much later b was measured, by round
 
@@ -45,7 +50,7 @@ def machine(kind: str, rounds: int, repetitions: int, truth: float = 0.0, seed: 
     level = np.exp(level / 100)
     runs = []
     for number, values in enumerate(level):
-        orders = _orders(rounds, 2, number)
+        orders = list(_orders(rounds, 2, number))
         series = []
         for k, order in enumerate(orders):
             first_is_a = order[0] == 0
@@ -67,55 +72,66 @@ def compared(series: Series, n: int, *, looking: bool = False) -> Difference:
 
 
 class ScriptedWorker:
-    """What a worker would answer at its end of the pipe: each block one order late, of one step that took as long as the script says."""
+    """A worker's end of the pipe: each block of one step that takes the scripted seconds, at ``power_w`` if that is known, and comes one order late."""
 
-    def __init__(self, step_s: list[float]) -> None:
+    def __init__(self, step_s: list[float], clock: ScriptedClock, power_w: float | None) -> None:
         self._step_s = step_s
-        self._before: Order | None = None
-        self._replies: list[Block | Measured] = []
+        self._clock = clock
+        self._power_w = power_w
+        self._replies: list[Block | Measured | Failed] = []
+        self._settling: list[Block] = []
 
     def send(self, order: Order | None) -> None:
-        """Settles the block before, and measures what was ordered, if anything."""
-        if self._before is not None:
-            done = self._before
-            unknown = dict.fromkeys(_UNKNOWN)
-            self._replies.append(Block(done.round, done.position, 1, self._step_s[done.round], **unknown))
-        self._before = order
-        if order is not None:
-            self._replies.append(Measured())
+        """Settles the block before, and measures what was ordered, if anything; fails where the script has come to its end."""
+        self._replies += self._settling
+        self._settling.clear()
+        if order is None:
+            return
+        if order.round >= len(self._step_s):
+            self._replies.append(Failed("the script is at its end"))
+            return
+        seconds = self._step_s[order.round]
+        self._clock.advance(seconds)
+        unknown = dict.fromkeys(_UNKNOWN)
+        energy_j = None if self._power_w is None else self._power_w * seconds
+        self._settling.append(Block(order.round, order.position, order.n_steps, seconds, energy_j, **unknown))
+        self._replies.append(Measured())
 
-    def recv(self) -> Block | Measured:
+    def recv(self) -> Block | Measured | Failed:
         """The next reply."""
         return self._replies.pop(0)
 
 
 _UNKNOWN = (
-    "energy_j", "energy_lo_j", "energy_hi_j", "emissions_g", "model_flops", "hardware_flops", "capacity_flops", "tokens", "samples",
-    "loss",
+    "energy_lo_j", "energy_hi_j", "emissions_g", "model_flops", "hardware_flops", "capacity_flops", "tokens", "samples", "loss",
 )  # fmt: skip
 
 
-def compared_until(series: Series, until: float, most: int, *, confidence: float = 0.95) -> Difference:
-    """As ``compare(until=)`` measures it, by its own plan, orders of blocks and looks; the workers alone are on a script."""
-    plan = _Plan.made(
-        2,
-        blocks=most,
-        steps_per_block=1,
-        until=until,
-        budget_s=None,
-        budget_j=None,
-        confidence=confidence,
-        loss_tolerance=0.02,
-    )
-    arms = []
-    for side, name in enumerate(("fp32", "again")):
-        arm = _Arm(Job("scripted:build", Variant(name), 0, 1, None, None, {}))
-        arm._pipe = ScriptedWorker([values[side] for values in series])
-        arms.append(arm)
-    orders = [(0, 1) if gap > 0 else (1, 0) for _, _, gap in series[: plan.blocks]]
-    stopped = _measure(arms, orders, 1, plan, _Teller(None, 0))
+def measured(
+    *step_s: list[float],
+    orders: list[tuple[int, ...]] | None = None,
+    power_w: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **options: float | None,
+) -> Comparison:
+    """What ``compare()`` measures by its own plan and looks; the workers alone are on a script, the seconds of each variant's blocks."""
+    nothing = {"blocks": None, "steps_per_block": 1, "until": None, "budget_s": None, "budget_j": None}
+    plan = _Plan.made(len(step_s), **{**nothing, "confidence": 0.95, "loss_tolerance": 0.02, **options})
+    clock, arms = ScriptedClock(), []
+    for number, seconds in enumerate(step_s):
+        arms.append(_Arm(Job("scripted:build", Variant(f"v{number}"), 0, 1, None, None, {})))
+        arms[-1]._pipe = ScriptedWorker(seconds, clock, power_w)
+    tell = _Teller(progress, plan.blocks * len(arms))
+    stopped = _measure(arms, orders or _orders(plan.most, len(arms), 0), 1, plan, tell, now_s=lambda: clock.now_ns() / 1e9)
     for arm in arms:
         arm.ask(None, Block)
-    found = plan.comparison(arms, 1, stopped).time("again")
+    return plan.comparison(arms, 1, stopped)
+
+
+def compared_until(series: Series, until: float, most: int, *, confidence: float = 0.95) -> Difference:
+    """As ``compare(until=)`` measures it."""
+    a, b, gaps = zip(*series[:most], strict=True)
+    orders = [(0, 1) if gap > 0 else (1, 0) for gap in gaps]
+    found = measured(list(a), list(b), orders=orders, until=until, blocks=most, confidence=confidence).time("v1")
     assert found is not None
     return found
