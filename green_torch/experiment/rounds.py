@@ -528,7 +528,7 @@ class _Arm:
         if holding:
             self._error = (
                 f"{self._error}; meanwhile {' and '.join(other.name for other in holding)} held memory on "
-                f"{' and '.join(dict.fromkeys(str(other.device) for other in holding))}: alone it may fit"
+                f"{' and '.join(dict.fromkeys(str(other.device) for other in holding))}: with fewer variants at once it may fit"
             )
 
     def start(self, context: Any, stop: Any) -> None:
