@@ -399,6 +399,31 @@ class TestWorker:
             else:
                 assert block.energy_lo_j is None
 
+    @pytest.mark.parametrize(
+        ("more", "match"),
+        [
+            ({"loss": lambda model, batch: 3.0}, "returned float; return a tensor that holds one number"),
+            ({"loss": lambda model, batch: model(batch)}, r"returned a tensor of shape \(10, 4\)"),
+            ({"units": lambda batch: {"words": 3}}, "{'words': 3}; count tokens, samples or both"),
+            ({"units": len}, "are 10; count tokens"),
+        ],
+    )
+    def test_a_workload_that_can_not_be_trained(self, more, match):
+        """A loss that is none, and work of a kind that is not counted, say what to return instead."""
+        build, track = script()
+        workload = replace(build(Variant("a")), **more)
+        with pytest.raises(ArgumentError, match=match) as wrong:
+            serve(Variant("a"), [], build=lambda _: workload, track=track)
+        assert told(wrong.value) == str(wrong.value)  # where in our code it was found is nothing to the user
+
+    def test_units_of_a_users_own_step(self):
+        """Likewise where the step is the user's."""
+        build, track = script(own=True)
+        step = build(Variant("a"))
+        step.units = lambda: {"images": 3}
+        with pytest.raises(ArgumentError, match=r"{'images': 3}; count tokens"):
+            serve(Variant("a"), [], build=lambda _: step, track=track)
+
     def test_grams_of_manufacturing_are_kept_apart(self):
         """A block tells how many of its grams are of manufacturing, which go by time, and how many of its energy."""
         build, track = script()
