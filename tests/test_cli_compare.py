@@ -631,6 +631,8 @@ def test_a_largest_batch_that_was_not_found_is_unknown() -> None:
         (["json:loads", "pickle:loads"], "one module:build"),
         (["runs/a"], "two directories"),
         (["runs/a", "runs/b"], "holds no run"),
+        (["runs/a", "runs/b", "./runs/../runs/a/"], "is named twice"),
+        (["--tokens", "1e9", "--regions", "FR,XX"], "--regions 'XX' is in none"),
         (
             ["runs/a", "runs/b", "--variants", "fp32"],
             "--variants: of a training that is measured now; runs/a runs/b are runs that are over",

@@ -129,7 +129,8 @@ def parse_plan(
         raise ArgumentError(
             "--price and --regions are about a planned run: say how long, such as --tokens 10e9 or --planned-steps 100000"
         )
-    found = grids(_listed(regions)) if regions else ()
+    with options_named({r"\bregion=": "--regions ", **_OPTIONS}):
+        found = grids(_listed(regions)) if regions else ()
     return Plan(tokens, samples, price, found, steps) if given else None
 
 
