@@ -75,7 +75,7 @@ def test_a_budget_is_of_time_or_energy(text: str, budget: dict[str, float]) -> N
     assert parse_budget(text) == pytest.approx(budget)
 
 
-@pytest.mark.parametrize("text", ["", "5", "90", "0s", "-5s", "5 parsecs", "kWh", "1e3s"])
+@pytest.mark.parametrize("text", ["", "5", "90", "0s", "-5s", "5 parsecs", "kWh", "1e3s", "5mJ"])
 def test_a_budget_must_be_one(text: str) -> None:
     """Anything else is told what to give."""
     with pytest.raises(ArgumentError, match="90s"):
@@ -620,15 +620,19 @@ def test_a_largest_batch_that_was_not_found_is_unknown() -> None:
         (["--budget", "5 parsecs"], "90s"),
         (["--budget", "5"], "5s, 5m or 5kJ"),
         (["--region", "Frnace"], '"FR" (France)'),
+        (["--region", "Frnace"], 'a subdivision ("US-CA") or a cloud region ("gcp:europe-west1").'),
         (["--tokens", "-1"], "positive"),
         (["--force"], "runs/a runs/b"),
         (["--size", "7B"], "10M, 124M"),
         (["nowhere.to.be:found"], "no module"),
         (["json"], "module:function"),
+        (["src/mine.py:build"], "say its module: src.mine:build"),
         (["json:loads", "--size", "10M"], "built-in"),
         (["json:loads", "pickle:loads"], "one module:build"),
         (["runs/a"], "two directories"),
         (["runs/a", "runs/b"], "holds no run"),
+        (["runs/a", "runs/b", "./runs/../runs/a/"], "is named twice"),
+        (["--tokens", "1e9", "--regions", "FR,XX"], "--regions 'XX' is in none"),
         (
             ["runs/a", "runs/b", "--variants", "fp32"],
             "--variants: of a training that is measured now; runs/a runs/b are runs that are over",
@@ -652,6 +656,17 @@ def test_wrong_arguments_end_with_2(
     assert told in err
     assert "Traceback" not in err
     assert out == ""
+
+
+def test_a_refused_argument_is_all_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where earlier runs are in the way, too: nothing goes elsewhere then."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/compare/fp32").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(["compare", "--blocks", "0"])
+    assert capsys.readouterr().err == "green-torch: --blocks 0 must be 1 or more.\n"
 
 
 def ran(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -47,8 +47,8 @@ from green_torch.experiment.rounds import (
     _Arm,
     _block_s,
     _close,
-    _fitting_steps,
     _orders,
+    _Plan,
     _see_off,
     _sized,
     _Teller,
@@ -75,6 +75,7 @@ from green_torch.records import DevicePeak, Domain, Embodied, Manifest, Method
 from green_torch.sinks.codec import plain
 from green_torch.surroundings import peak_memory_bytes
 from green_torch.testing import ScriptedClock, ScriptedMeter
+from tests.block_noise import measured
 from tests.simnvml import Gpu, constant, simulated
 
 TOKENS = 10
@@ -276,7 +277,7 @@ class TestDesign:
     @pytest.mark.parametrize("n", [1, 2, 3, 5])
     def test_orders_are_balanced(self, n):
         """Each round holds every variant once; over every four rounds, each precedes each other one twice."""
-        orders = _orders(24, n, seed=5)
+        orders = list(_orders(24, n, seed=5))
         assert all(sorted(order) == list(range(n)) for order in orders)
         for start in range(0, 24, 4):
             for a, b in combinations(range(n), 2):
@@ -284,17 +285,90 @@ class TestDesign:
 
     def test_orders_are_random_but_repeatable(self):
         """The same seed gives the same design, another seed another, and the rounds follow no rhythm."""
-        assert _orders(16, 2, 1) == _orders(16, 2, 1)
-        assert _orders(16, 2, 1) != _orders(16, 2, 2)
-        assert len({tuple(_orders(16, 2, 1)[k : k + 4]) for k in range(0, 16, 4)}) > 1
-        assert len(_orders(5, 3, 1)) == 5
+        orders = list(_orders(16, 2, 1))
+        assert orders == list(_orders(16, 2, 1))
+        assert orders != list(_orders(16, 2, 2))
+        assert len({tuple(orders[k : k + 4]) for k in range(0, 16, 4)}) > 1
+        assert len(list(_orders(5, 3, 1))) == 5
 
-    def test_steps_that_fit(self):
-        """Blocks take as many steps as the time holds, one of them to settle; never less than one, the same for all."""
-        assert _fitting_steps([0.1, 0.4], 5.0) == 9
-        assert _fitting_steps([0.1, 60.0], 5.0) == 1
-        assert _fitting_steps([1e-9], 5.0) == 10_000
-        assert _fitting_steps([], 5.0) == 1
+    @pytest.mark.parametrize(
+        ("step_s", "given", "steps"),
+        [
+            ([0.1, 0.4], {}, 9),  # 40 s are eight rounds of 5 s
+            ([0.1, 60.0], {}, 1),
+            ([1e-9], {}, 10_000),
+            ([], {}, 1),
+            ([0.1, 0.4], {"blocks": 40}, 1),
+            ([0.1, 0.4], {"blocks": 4, "budget_s": 20}, 9),
+            ([0.1, 0.4], {"budget_s": 300}, 9),  # more blocks, not longer ones
+            ([1.0, 4.0], {"budget_s": 300}, 4),  # unless few steps fit
+            ([1.0, 4.0], {"budget_s": 80}, 1),
+            ([0.1, 0.4], {"budget_s": 4000}, 39),  # 200 blocks of 20 s
+            ([0.1, 0.4], {"budget_j": 1e6}, 9),
+            ([1.0, 4.0], {"budget_j": 1e6}, 4),
+            ([0.1, 0.4], {"until": 0.01}, 9),
+            ([0.1, 0.4], {"until": 0.01, "budget_s": 4000}, 9),
+            ([0.1, 0.4], {"until": 0.01, "budget_s": 10}, 1),
+        ],
+    )
+    def test_steps_that_fit(self, step_s, given, steps):
+        """Blocks take as many steps as the time holds, one more to settle; never less than one, the same for all."""
+        nothing = {"blocks": None, "steps_per_block": None, "until": None, "budget_s": None, "budget_j": None}
+        plan = _Plan.made(2, **(nothing | given), confidence=0.95, loss_tolerance=0.02)
+        assert plan.steps(step_s) == steps
+
+
+class TestWhatEndsIt:
+    """The number of blocks, the width of the interval, and budgets of time and energy: what was asked for, whichever comes first."""
+
+    @pytest.mark.parametrize(
+        ("given", "power_w", "stopped", "blocks"),
+        [
+            ({}, 50.0, "blocks", 8),
+            ({"blocks": 30}, 50.0, "blocks", 30),
+            ({"budget_j": 4000.0}, 50.0, "budget_j", 41),  # 100 J a round, the last of them not settled
+            ({"budget_j": 10.0}, 50.0, "budget_j", 4),
+            ({"budget_j": 50_000.0}, 50.0, "budget_j", 501),
+            ({"budget_j": 4000.0, "blocks": 12}, 50.0, "blocks", 12),
+            ({"budget_j": 4000.0}, None, "blocks", 8),  # it can't be kept
+            ({"budget_s": 60.0}, None, "budget_s", 30),
+            ({"budget_s": 60.0, "blocks": 12}, None, "blocks", 12),
+            ({"budget_s": 60.0, "budget_j": 2000.0}, 50.0, "budget_j", 21),
+            ({"budget_s": 60.0, "budget_j": 5000.0}, 50.0, "budget_s", 30),
+            ({"until": 0.001, "budget_j": 50_000.0}, 50.0, "budget_j", 501),
+            ({"until": 0.001, "budget_j": 4000.0}, None, "blocks", 200),
+            ({"until": 0.001}, 50.0, "blocks", 200),
+            ({"until": 0.2, "budget_j": 4000.0}, 50.0, "until", 12),
+        ],
+    )
+    def test_first(self, given, power_w, stopped, blocks):
+        """A budget given alone is what ends it, after however many blocks; where no energy is known, one of energy ends nothing."""
+        chance = random.Random(4)
+        seconds = [[1.0 + 0.1 * chance.choice((-1, 1)) for _ in range(1000)] for _ in range(2)]
+        found = measured(*seconds, power_w=power_w, **given)
+        assert found.stopped == stopped
+        assert [len(result.blocks) for result in found.results] == [pytest.approx(blocks, rel=0.05)] * 2
+        assert bool(found.warnings) == ("budget_j" in given and power_w is None)
+
+    def test_a_slow_step_is_not_cut_short(self):
+        """A number of blocks that was asked for is measured, however long it takes; where none was, 40 s end it after four rounds."""
+        slow = [[20.0] * 8] * 2
+        assert len(measured(*slow, blocks=8, steps_per_block=None).baseline.blocks) == 8
+        assert len(measured(*slow, steps_per_block=None).baseline.blocks) == 4
+
+    def test_a_budget_with_nothing_left_to_compare(self):
+        """Where all others failed, the baseline gets the usual blocks, not the whole budget; a variant that is alone from the start gets it."""
+        found = measured([1.0] * 100, [1.0], budget_s=60.0)
+        assert (found.stopped, len(found.baseline.blocks)) == ("failed", 8)
+        found = measured([1.0] * 100, budget_s=60.0)
+        assert (found.stopped, len(found.baseline.blocks)) == ("budget_s", 60)
+
+    def test_progress_follows_the_budget(self):
+        """How many blocks there will be is told by the pace so far, and is never less than are done."""
+        told = []
+        measured([1.0] * 100, [1.0] * 100, budget_s=60.0, progress=told.append)
+        assert {at.total for at in told if at.done >= 8} == {60}
+        assert all(at.done < at.total for at in told)
 
 
 class TestWorker:
@@ -324,6 +398,31 @@ class TestWorker:
                 assert block.energy_lo_j <= 350 * block.duration_s <= block.energy_hi_j
             else:
                 assert block.energy_lo_j is None
+
+    @pytest.mark.parametrize(
+        ("more", "match"),
+        [
+            ({"loss": lambda model, batch: 3.0}, "returned float; return a tensor that holds one number"),
+            ({"loss": lambda model, batch: model(batch)}, r"returned a tensor of shape \(10, 4\)"),
+            ({"units": lambda batch: {"words": 3}}, "{'words': 3}; count tokens, samples or both"),
+            ({"units": len}, "are 10; count tokens"),
+        ],
+    )
+    def test_a_workload_that_can_not_be_trained(self, more, match):
+        """A loss that is none, and work of a kind that is not counted, say what to return instead."""
+        build, track = script()
+        workload = replace(build(Variant("a")), **more)
+        with pytest.raises(ArgumentError, match=match) as wrong:
+            serve(Variant("a"), [], build=lambda _: workload, track=track)
+        assert told(wrong.value) == str(wrong.value)  # where in our code it was found is nothing to the user
+
+    def test_units_of_a_users_own_step(self):
+        """Likewise where the step is the user's."""
+        build, track = script(own=True)
+        step = build(Variant("a"))
+        step.units = lambda: {"images": 3}
+        with pytest.raises(ArgumentError, match=r"{'images': 3}; count tokens"):
+            serve(Variant("a"), [], build=lambda _: step, track=track)
 
     def test_grams_of_manufacturing_are_kept_apart(self):
         """A block tells how many of its grams are of manufacturing, which go by time, and how many of its energy."""
@@ -772,7 +871,10 @@ class TestConditions:
         """A block carries what the GPUs among its meters tell, and nothing where there is none."""
         build, track = script()
         with simulated(Gpu(temperature_c=71, sm_clock_mhz=1200)) as sim:
-            meter = NvmlMeter(sim.gpus[0].uuid, now_ns=track["clock"].now_ns)
+            clock = track["clock"]
+            start_ns = clock.now_ns()
+            clock.every(0.01, lambda: sim.go_to((clock.now_ns() - start_ns) / 1e9), "the GPU")
+            meter = NvmlMeter(sim.gpus[0].uuid, now_ns=clock.now_ns)
             (hot,) = blocks_of(serve(Variant("a"), [Order(0, 0, 3)], build=build, track={**track, "meters": [meter]}))
             meter.close()
         assert (hot.temperature_c, hot.sm_clock_mhz, hot.throttled) == (71, 1200, ())
@@ -979,7 +1081,8 @@ class TestRealWorkers:
     def test_memory_that_others_hold(self, unpaired):
         """A variant that finds no memory names those that had some of the same device; who failed before them blames nobody."""
         assert re.search(
-            r"80 GiB.*; meanwhile a held memory on (cpu|cuda:0): alone it may fit", unpaired.result("too large").error
+            r"80 GiB.*; meanwhile a held memory on (cpu|cuda:0): with fewer variants at once it may fit",
+            unpaired.result("too large").error,
         )
         assert "meanwhile" not in unpaired.baseline.error
 
@@ -1043,9 +1146,9 @@ def ended_or_zombie(process_id):
 
 def found_after(build, *names, seconds=1.0):
     """The largest batches beside a comparison of a block each, in as much memory as there is."""
-    measured = comparison(*(result(name, [block(0, seconds=seconds)]) for name in names))
-    more = {"seed": 0, "threads": 1, "budget_s": 8 * _block_s(measured), "track": {"meters": [], "intensity": 100}}
-    return _with_largest(measured, partial(_sized, build, 2**40, **more), _Teller(None, 0))
+    before = comparison(*(result(name, [block(0, seconds=seconds)]) for name in names))
+    more = {"seed": 0, "threads": 1, "blocks": 8, "budget_s": 8 * _block_s(before), "track": {"meters": [], "intensity": 100}}
+    return _with_largest(before, partial(_sized, build, 2**40, **more), _Teller(None, 0))
 
 
 class TestLargestBatch:

@@ -207,9 +207,12 @@ def test_the_final_loss_is_a_mean_of_the_last_points(tab: Tab, sinks: dict[str, 
 def test_losses_that_differ_by_chance_are_the_same_training(tab: Tab) -> None:
     """Of runs measured apart, the final losses must be further apart than 2 %, and than their scatter."""
     tab.open()
-    run = "data.departure({ ...a, comparison: null }, { ...a, comparison: null }, x)"
+    make = """
+        const [a] = (await data.askRuns([])).runs;
+        const [base, run] = ["base", "run"].map(id => ({ ...a, id, comparison: null }));
+        return data.departureOf({ base, losses: new Map(Object.entries(x)) }, run);"""
     told = [
-        tab.run_js(f"const [a] = (await data.askRuns([])).runs; return {run};", {"base": base, "run": other})
+        tab.run_js(make, {"base": base, "run": other})
         for base, other in (
             ({"mean": 3.0, "lo": 2.9, "hi": 3.1}, {"mean": 3.2, "lo": 3.0, "hi": 3.4}),
             ({"mean": 3.0, "lo": 2.99, "hi": 3.01}, {"mean": 3.2, "lo": 3.19, "hi": 3.21}),
@@ -839,7 +842,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[
     for name, content in DAMAGED.items():
         write_snapshot(folder / name, content)
     for number, tag in enumerate(LOSS_TAGS):
-        write_run(folder / f"by {tag.replace('/', ' ')}", loss_tag=tag, seed=number, n_steps=10)
+        write_run(folder / f"by {tag.replace('/', ' ')}", loss_tag=tag, loss_scale=1 + number / 5, seed=number, n_steps=10)
     _, told = compared(10, loss={"bf16": 3.1})
     for name in ("fp32", "bf16"):
         write_run(folder / name, n_steps=40, comparison=told[name])
@@ -904,23 +907,33 @@ def test_a_run_may_be_called_anything(odd: Tab) -> None:
 
 
 def test_runs_of_one_comparison_are_shown_as_the_command_shows_them(odd: Tab) -> None:
-    """The card, the table and the savings go by pairs of blocks, and a loss that departs takes the saving away."""
+    """The card, the table and the savings go by pairs of blocks; a loss that departs takes the saving away, and its colour."""
     comparison, _ = compared(10, loss={"bf16": 3.1})
     energy, base = comparison.energy("bf16"), comparison.baseline
     assert energy is not None
     assert energy.lo is not None
     (card,) = odd.open(runs="fp32,bf16", base="fp32").texts(".findings .card")
     assert "10 pairs of blocks" in card
-    assert f"bf16 uses {-100 * energy.estimate:.1f} % less energy per token than fp32" in card
+    assert f"bf16 took {-100 * energy.estimate:.1f} % less energy per token than fp32, in another training: no saving" in card
     assert "not the same training: loss 3.100 against 3.000, more than 2 % apart" in card
     row = odd.row("bf16")
-    assert row["dEnergy"].split("\n")[0] == f"▾ −{-100 * energy.estimate:.1f} %"
+    assert row["dEnergy"].split("\n")[0] == f"−{-100 * energy.estimate:.1f} %"
+    assert odd.texts(".findings .card.even") == [card]
+    assert odd.texts(".card .caution") == ["not the same training: loss 3.100 against 3.000, more than 2 % apart"]
+    assert odd.texts(".good, .bad, .card strong") == []
     assert odd.row("fp32")["energy"].split("\n")[0] == units.si(base.energy_per_token_j, "J")
     assert "Measured in turn by one comparison" in odd.texts(".comparison ~ .note, .holds-table .note")[0]
     assert "40 in 10 blocks of one comparison" in odd.texts(".sources > li")[0]
     (card,) = odd.open(".findings .card", view="savings", runs="fp32,bf16", base="fp32").texts(".findings .card")
     assert "no saving is told" in card
     assert "not the same training" in card
+
+
+def test_runs_measured_apart_whose_losses_depart_save_nothing(odd: Tab) -> None:
+    """Of runs that no comparison made, too: their own final losses tell that they are not the same training."""
+    odd.open(".findings .card.refused", view="savings", runs="by loss,by train loss", base="by loss")
+    (card,) = odd.texts(".findings .card")
+    assert re.match(r"by train loss: no saving is told\n+not the same training: loss .* by train/loss and loss$", card)
 
 
 def test_work_done_again_is_waste(odd: Tab) -> None:

@@ -296,7 +296,7 @@ def test_ranks_are_one_run(base, copy):
             if "rank" in item:
                 item["rank"] = 1
     file.with_name(file.name.replace("rank-00000", "rank-00001")).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    one, two = compare_runs([base[0], base[0]]).baseline, compare_runs([copy, base[0]], force=True).baseline
+    one, two = compare_runs([base[0], copy], force=True).baseline, compare_runs([copy, base[0]], force=True).baseline
     assert two.step_time_s == pytest.approx(one.step_time_s)
     assert two.energy_per_step_j == pytest.approx(2 * one.energy_per_step_j)
     assert two.energy_per_token_j == pytest.approx(one.energy_per_token_j)

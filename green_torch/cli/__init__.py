@@ -86,15 +86,20 @@ def _compare(
         ),
     ] = None,
     blocks: Annotated[
-        int | None, typer.Option(help="Blocks of each variant. Without it: 8, or as many as --until needs.")
+        int | None,
+        typer.Option(
+            help="Blocks of each variant, at most. Without it: as many as --until and --budget ask for; without these, 8."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps a block. Without it: what fits in the budget.")] = None,
-    until: Annotated[str | None, typer.Option(help='Go on until every interval is this narrow: "1%" for ±1 %.')] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps a block. Without it: what fits a few seconds.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help='Go on until every interval is this narrow: "1%" for ±1 %. Alone: 200 blocks at most.')
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help='Time or energy for the blocks, with its unit: "90s", "5m", "20kJ", "0.05kWh". Set-up (loading, warming up) is not in it. An '
-            "energy ends what 8 blocks or 40 seconds have not ended before: --blocks and --steps lift these."
+            help='Time or energy for the blocks, with its unit: "90s", "5m", "20kJ", "0.05kWh". Set-up (loading, warming up) is not in it. '
+            "What comes first of --blocks, --until and --budget ends it; without any of them, 8 blocks in 40 seconds."
         ),
     ] = None,
     largest_batch: Annotated[

@@ -50,6 +50,7 @@ _OPTIONS = {  # how this command says what the library's messages call by its ar
     r"\blargest_batch=": "--largest-batch ",
     r"\b(blocks|until|region)=": r"--\1 ",
     r"\blog_dir=": "--log-dir ",
+    r", (a cloud region [^,]*), or the figure itself: intensity=<gCO2e/kWh>": r" or \1",
 }
 _MEASURING = {"steps_per_block": "--steps", "budget_s": "--budget", "budget_j": "--budget"}  # the others are called as they are
 _JOULES = {"j": 1.0, "kj": 1e3, "mj": 1e6, "wh": kwh_to_joules(1e-3), "kwh": kwh_to_joules(1.0)}
@@ -128,7 +129,8 @@ def parse_plan(
         raise ArgumentError(
             "--price and --regions are about a planned run: say how long, such as --tokens 10e9 or --planned-steps 100000"
         )
-    found = grids(_listed(regions)) if regions else ()
+    with options_named({r"\bregion=": "--regions ", **_OPTIONS}):
+        found = grids(_listed(regions)) if regions else ()
     return Plan(tokens, samples, price, found, steps) if given else None
 
 
@@ -151,7 +153,7 @@ def parse_budget(text: str) -> dict[str, float]:
         ArgumentError: neither time nor energy, or a number without a unit.
     """
     match = _BUDGET.fullmatch(text.strip())
-    unit = match["unit"].lower() if match else "none"
+    unit = match["unit"].lower() if match and match["unit"] != "mJ" else "none"  # of millijoules nobody means so many million
     if match and not unit:
         number = match["number"]
         raise ArgumentError(
@@ -204,6 +206,9 @@ def _build(target: str | None, size: str) -> experiment.Build:
         there = not module or importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         there = False
+    if not there and module.endswith(".py"):
+        name = module.removesuffix(".py").replace("/", ".")
+        raise ArgumentError(f"{target!r}: {module} is a file; say its module: {name}:{target.partition(':')[2] or 'build'}")
     if not there:
         raise ArgumentError(f"{target!r}: there is no module {module!r}: run it where `python -c 'import {module}'` works")
     return target
@@ -294,13 +299,14 @@ def measure(
         warnings.simplefilter("ignore", GreenTorchWarning)
         green_torch.track(log_dir=log_dir, region=region, meters=())
     free = _free(log_dir, variants)
-    if free != log_dir:
-        console.print(f"{log_dir} holds earlier runs: these go to {free}", highlight=False, markup=False)
     line = _Lines(console)
+    elsewhere = [] if free == log_dir else [f"{log_dir} holds earlier runs: these go to {free}"]
     with _bar(console) as bar:
         task = bar.add_task("loading torch", total=None)
 
         def tell(at: experiment.Progress) -> None:
+            while elsewhere:  # told where it starts: not where an argument is refused
+                console.print(elsewhere.pop(), highlight=False, markup=False)
             stage = "loading torch" if at.stage == "starting" else f"{at.stage} {at.variant}"
             width = "" if at.half_width is None else f", ±{100 * at.half_width:.2g} % so far"
             ahead = _AHEAD.get(at.stage, _AHEAD["measuring"])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch  # noqa: TC004  (the parent process never loads torch)
 
 Loss = Any  # a tensor, a number, or None where the user's step gives none
+_COUNTED = {"tokens", "samples"}
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -102,9 +103,22 @@ def _theirs(step: UserStep) -> Trainee:
     def train() -> tuple[Loss, Mapping[str, int]]:
         loss = step()
         detach = getattr(loss, "detach", None)
-        return (loss if detach is None else detach()), (units() if callable(units) else units)
+        return (loss if detach is None else detach()), _checked(units() if callable(units) else units)
 
     return Trainee(model, _device_of(model), train, False, True, lambda: 0, lambda _: "")
+
+
+def _checked(units: object) -> Mapping[str, int]:
+    """What a batch holds, if that can be counted.
+
+    Raises:
+        ArgumentError: it can't.
+    """
+    if not isinstance(units, Mapping) or not units.keys() <= _COUNTED:
+        raise ArgumentError(
+            f'The units of a batch are {units!r}; count tokens, samples or both: {{"tokens": 4096, "samples": 8}}.'
+        )
+    return units
 
 
 def _device_of(model: torch.nn.Module | None) -> torch.device:
@@ -158,7 +172,7 @@ class _Applied:
                     loss = loss / self._workload.accumulate
                 self._scaler.scale(loss).backward()
                 total = loss.detach() if total is None else total + loss.detach()
-                units.update(self._workload.units(batch))
+                units.update(_checked(self._workload.units(batch)))
         self._step()
         return total, units
 
@@ -185,7 +199,11 @@ class _Applied:
         import torch
 
         with torch.autocast(self.device.type, dtype=self._mixed, enabled=self._mixed is not None):
-            return self._workload.loss(self.model, moved(batch, self.device, self._whole))
+            loss = self._workload.loss(self.model, moved(batch, self.device, self._whole))
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ArgumentError(f"loss(model, batch) returned {found}; return a tensor that holds one number.")
+        return loss
 
     def _step(self) -> None:
         import torch

@@ -203,11 +203,15 @@ def compare_runs(
         region: the grid that grams are by, for all runs. None: the first run's.
 
     Raises:
-        ArgumentError: fewer than two directories, one that holds no run with enough train steps, or runs that are not comparable.
+        ArgumentError: fewer than two directories, one of them twice, one that holds no run with enough train steps, or runs that are
+            not comparable.
         LedgerError: a file can't be read.
     """
     if len(paths) < 2:
         raise ArgumentError(f"Compare two runs or more, not {len(paths)}: green-torch compare runs/a runs/b")
+    places = [Path(path).resolve() for path in paths]
+    if twice := [path for number, path in enumerate(paths) if places[number] in places[:number]]:
+        raise ArgumentError(f"{twice[0]} is named twice: a run differs from itself in nothing. Name each run once.")
     runs = [_read(Path(path)) for path in paths]
     objections = [_objections(runs[0], run, own_grid=region is not None) for run in runs]
     told = [f"{run.path}: {reason}" for run, reasons in zip(runs, objections, strict=True) for reason in reasons]

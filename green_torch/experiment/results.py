@@ -307,7 +307,7 @@ class Comparison:
     """The results of all variants, the first being what the others are compared with.
 
     ``stopped`` says what ended it: "blocks" (all were measured), "until" (every interval was narrow enough), "budget_s", "budget_j",
-    "interrupted", "failed" (no variant was left, or with ``until`` no two to tell apart); empty where nobody noted it. ``until`` is the
+    "interrupted", "failed" (no variant was left, or no two to tell apart where it was to go on); empty where nobody noted it. ``until`` is the
     half-width that was asked for; intervals allow for the looking then. ``largest`` is the largest batch of each variant, where asked for.
     ``warnings`` are about the comparison.
     """

@@ -35,16 +35,18 @@ from green_torch.statistics import MIN_PAIRS_LOOKING, corrected_confidence
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
 
     from green_torch.records import Manifest
 
 BLOCKS = 8
-MOST_BLOCKS = 200  # where the width of the interval decides
+MOST_BLOCKS = 200  # where the width of the interval decides; a budget of time that decides is cut into no more
 BUDGET_S = 40.0
+_ENDLESS = 100_000  # blocks: a budget ends it before
 _BLOCK_S = 2.5  # of each variant, where nothing else says how long: tens of updates of a counter
 _MAX_STEPS_PER_BLOCK = 10_000
+_FEWEST_STEPS = 4  # a block, where the time lets them: beside these, the step in which it settles wastes little
 _FEWEST_ROUNDS = 4
 _BALANCED_ROUNDS = 4  # after so many rounds, any two variants have come first equally often
 _OWN = {"label", "log_dir", "log_every_n_steps", "model", "run_name"}  # arguments of track() that are ours to give
@@ -55,7 +57,7 @@ INTERRUPTED = "interrupted"  # why a largest batch was not found or not measured
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a comparison stands: ``done`` of ``total`` blocks (at most, with ``until``).
+    """Where a comparison stands: ``done`` of ``total`` blocks (at most, with ``until``; at the pace so far, where a budget decides).
 
     ``stage`` is "starting", "warming up", "measuring", "closing" or "largest batch". ``half_width`` is that of the widest interval so far,
     where ``until`` watches it.
@@ -99,14 +101,17 @@ def compare(
             :class:`Workload`, to which the variant is applied here, or a callable that takes one optimizer step (``UserStep``), to
             which it has applied the variant itself.
         variants: :class:`Variant`s, or names for :func:`parse_variant`; the first is the baseline.
-        blocks: blocks of each variant, each in another round; one gives no interval. None: 8. With ``until``, the most (None: 200).
+        blocks: blocks of each variant, each in another round, at most; one gives no interval. None: as many as ``until`` and the budgets
+            ask for (``until`` without a budget: 200 at most), and 8 where neither is given.
         steps_per_block: optimizer steps a block, the same for all variants. None: as many as fit the time, judged by the warm-up.
         until: stop as soon as the interval of every variant had at most this half-width (0.01: 1 %) at two looks in a row, the first
             of them after 10 rounds. The rule looks at the width alone, and the intervals allow for the looking
             (:mod:`green_torch.statistics`). Where no difference is left to watch, since a variant failed, the others get 8 blocks.
-        budget_s: seconds for all blocks together: no more than four rounds go beyond it. None: 40 where neither ``steps_per_block`` nor
-            ``until`` is given, else no limit.
-        budget_j: IT joules for all blocks together, likewise.
+        budget_s: seconds for all blocks together: no round begins after it, but for the first four. None: where neither
+            ``steps_per_block``, ``until`` nor ``budget_j`` is given, blocks are as long as make 40 in all; else there is no limit.
+        budget_j: IT joules for all blocks together, likewise. Where no energy is known, it is as if none were given.
+
+            What comes first of ``blocks``, ``until`` and the budgets ends it; one that is not given does not.
         warmup_steps: steps before the first block, left out; at least one (its FLOPs are counted).
         seed: for the weights, the data and the order of the blocks.
         log_dir: each variant's run goes to a folder here, named after it.
@@ -153,8 +158,8 @@ def compare(
     try:
         try:
             _start(arms, context, stop, tell)
-            n_steps = n_steps or _fitting_steps([arm.step_s for arm in arms if arm.step_s], plan.round_s)
-            stopped = _measure(arms, _orders(plan.blocks, len(arms), seed), n_steps, plan, tell)
+            n_steps = n_steps or plan.steps([arm.step_s for arm in arms if arm.step_s])
+            stopped = _measure(arms, _orders(plan.most, len(arms), seed), n_steps, plan, tell)
         except KeyboardInterrupt:
             stopped = "interrupted"
         stop.value = 1
@@ -168,16 +173,22 @@ def compare(
         return found
     memory_bytes = None if largest_batch is True else largest_batch
     budget_s = BLOCKS * _block_s(found)
-    size = partial(_sized, build, memory_bytes, seed=seed, threads=threads, budget_s=budget_s, track=options)
+    size = partial(_sized, build, memory_bytes, seed=seed, threads=threads, blocks=BLOCKS, budget_s=budget_s, track=options)
     return _with_largest(found, size, tell)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How long a comparison goes on, and what is made of its blocks."""
+    """How long a comparison goes on, and what is made of its blocks.
+
+    It ends after ``most`` rounds; after ``blocks`` where there is no budget, or none that can be kept. A round is meant to take
+    ``round_s``, and more where that is too short for a few steps of each variant, but never more than ``longest_round_s``.
+    """
 
     blocks: int
+    most: int
     round_s: float
+    longest_round_s: float
     until: float | None
     budget_s: float | None
     budget_j: float | None
@@ -216,15 +227,38 @@ class _Plan:
                 raise ArgumentError(
                     f"until={until!r} looks after {MIN_PAIRS_LOOKING} blocks at the earliest: blocks={blocks!r} ends before that."
                 )
-        if budget_s is None and steps_per_block is None and until is None:
+        usual = BLOCKS if until is None else MOST_BLOCKS
+        most = usual if budget_s is None and budget_j is None else _ENDLESS
+        round_s, longest_round_s = _round_s(n_variants, blocks, until, budget_s, budget_j)
+        if (blocks, steps_per_block, until, budget_s, budget_j) == (None,) * 5:
             budget_s = BUDGET_S
-        round_s = _BLOCK_S * n_variants
-        if until is None and budget_s is not None:
-            round_s = budget_s / (blocks or BLOCKS)
-        elif budget_s is not None:
-            round_s = min(round_s, budget_s / MIN_PAIRS_LOOKING)
-        most = BLOCKS if until is None else MOST_BLOCKS
-        return cls(blocks or most, round_s, until, budget_s, budget_j, confidence, loss_tolerance)
+        return cls(
+            blocks or usual, blocks or most, round_s, longest_round_s, until, budget_s, budget_j, confidence, loss_tolerance
+        )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is not a number of blocks alone that ends it."""
+        return self.until is not None or self.most > self.blocks
+
+    def steps(self, step_s: Sequence[float]) -> int:
+        """Steps a block, by the seconds of a step of each variant, so that a round, settling included, takes as long as it is meant to."""
+        one_each_s = math.fsum(step_s)
+        if not one_each_s:
+            return 1
+        wanted_s = max(self.round_s, (_FEWEST_STEPS + SETTLE_STEPS) * one_each_s)
+        return max(1, min(_MAX_STEPS_PER_BLOCK, int(min(wanted_s, self.longest_round_s) / one_each_s) - SETTLE_STEPS))
+
+    def spent(self, arms: Sequence[_Arm], elapsed_s: float) -> tuple[float, str]:
+        """The share of a budget that is spent, and which budget that is; (0, "") where there is none, or none that can be kept.
+
+        Joules are those of the blocks that are settled.
+        """
+        shares = [] if self.budget_s is None else [(elapsed_s / self.budget_s, "budget_s")]
+        if self.budget_j is not None:
+            known_j = [block.energy_j for arm in arms for block in arm.result().blocks if block.energy_j is not None]
+            shares += [(math.fsum(known_j) / self.budget_j, "budget_j")] if known_j else []
+        return max(shares, default=(0.0, ""))
 
     def comparison(self, arms: Sequence[_Arm], n_steps: int, stopped: str) -> Comparison:
         """Of what the workers have brought so far."""
@@ -267,6 +301,10 @@ class _Teller:
         self._progress = progress
         self._total = total
 
+    def expect(self, total: int) -> None:
+        """Changes how many blocks there will be."""
+        self._total = total
+
     def __call__(self, stage: str, variant: str = "") -> None:
         """Tells it, if anyone listens."""
         if self._progress is not None:
@@ -294,25 +332,51 @@ def _ask(arms: Sequence[_Arm], index: int, order: object, kind: type) -> None:
         arm.blame([other for other in arms if other is not arm])
 
 
-def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int, plan: _Plan, tell: _Teller) -> str:
+def _round_s(
+    n_variants: int, blocks: int | None, until: float | None, budget_s: float | None, budget_j: float | None
+) -> tuple[float, float]:
+    """Seconds that one block of each variant is meant to take, and the most that it may."""
+    usual_s = _BLOCK_S * n_variants
+    if until is None and budget_s is None and budget_j is None:
+        return (BUDGET_S / (blocks or BLOCKS),) * 2
+    if budget_s is None:
+        return usual_s, math.inf
+    if until is not None:
+        return usual_s, budget_s / MIN_PAIRS_LOOKING
+    longest_s = budget_s / (blocks or BLOCKS)
+    return (longest_s if blocks else max(usual_s, budget_s / MOST_BLOCKS)), longest_s
+
+
+def _measure(
+    arms: Sequence[_Arm],
+    orders: Iterable[Sequence[int]],
+    n_steps: int,
+    plan: _Plan,
+    tell: _Teller,
+    *,
+    now_s: Callable[[], float] = time.monotonic,
+) -> str:
     """Every variant once a round, as long as any is left; what ended it, as in ``Comparison.stopped``.
 
     A look at the width or at a budget comes after a round, at the blocks that are settled: those of the rounds before it.
     """
-    end_s = math.inf if plan.budget_s is None else time.monotonic() + plan.budget_s
+    start_s = now_s()
     narrow = False
     for number, order in enumerate(orders):
-        if number >= _FEWEST_ROUNDS and time.monotonic() > end_s:
-            return "budget_s"
-        if number >= _FEWEST_ROUNDS and plan.budget_j is not None and _spent_j(arms) >= plan.budget_j:
-            return "budget_j"
+        spent, budget = plan.spent(arms, now_s() - start_s)
+        if number >= _FEWEST_ROUNDS and spent >= 1:
+            return budget
+        if number >= plan.blocks and not budget:
+            return "blocks"
+        if plan.most > plan.blocks and number and spent:
+            tell.expect(min(plan.most, max(number + 1, _FEWEST_ROUNDS, round(number / spent))) * len(arms))
         if plan.until is not None and number >= MIN_PAIRS_LOOKING:
             tell.half_width = plan.half_width(plan.comparison(arms, n_steps, ""))
             before, narrow = narrow, tell.half_width is not None and tell.half_width <= plan.until
             if before and narrow:  # one look may have been lucky: the next block would widen the interval again
                 return "until"
-        unpaired = arms[0].lost or all(arm.lost for arm in arms[1:])
-        if all(arm.lost for arm in arms) or (plan.until is not None and unpaired and number >= BLOCKS):
+        unpaired = len(arms) > 1 and (arms[0].lost or all(arm.lost for arm in arms[1:]))
+        if all(arm.lost for arm in arms) or (unpaired and plan.goes_on and number >= BLOCKS):
             return "failed"  # without a difference to watch, the others get the usual blocks
         for position, index in enumerate(order):
             if not arms[index].lost:
@@ -320,11 +384,6 @@ def _measure(arms: Sequence[_Arm], orders: Sequence[Sequence[int]], n_steps: int
                 _ask(arms, index, Order(number, position, n_steps), Measured)
             tell.done += 1
     return "blocks"
-
-
-def _spent_j(arms: Sequence[_Arm]) -> float:
-    """Joules of the blocks that are settled."""
-    return math.fsum(block.energy_j or 0.0 for arm in arms for block in arm.result().blocks)
 
 
 def _with_largest(found: Comparison, size: Callable[[Variant], LargestBatch], tell: _Teller) -> Comparison:
@@ -420,26 +479,18 @@ def check_compare(
     return chosen
 
 
-def _orders(rounds: int, n: int, seed: int) -> list[tuple[int, ...]]:
+def _orders(rounds: int, n: int, seed: int) -> Iterator[tuple[int, ...]]:
     """A random order of ``n`` variants for each round.
 
     Every order comes with its reverse, so that any two variants precede each other equally often, which cancels steady drift; every
     four rounds are shuffled, which breaks any rhythm.
     """
     chance = random.Random(seed)  # noqa: S311  (a design of an experiment, not a secret)
-    orders: list[tuple[int, ...]] = []
-    while len(orders) < rounds:
+    for first in range(0, rounds, _BALANCED_ROUNDS):
         some = [tuple(chance.sample(range(n), n)) for _ in range(_BALANCED_ROUNDS // 2)]
         some += [order[::-1] for order in some]
         chance.shuffle(some)
-        orders += some
-    return orders[:rounds]
-
-
-def _fitting_steps(step_s: Sequence[float], round_s: float) -> int:
-    """Steps a block so that one block of every variant, settling included, takes about ``round_s`` seconds."""
-    one_each_s = math.fsum(step_s)
-    return max(1, min(_MAX_STEPS_PER_BLOCK, int(round_s / one_each_s) - SETTLE_STEPS)) if one_each_s else 1
+        yield from some[: rounds - first]
 
 
 class _Arm:
@@ -477,7 +528,7 @@ class _Arm:
         if holding:
             self._error = (
                 f"{self._error}; meanwhile {' and '.join(other.name for other in holding)} held memory on "
-                f"{' and '.join(dict.fromkeys(str(other.device) for other in holding))}: alone it may fit"
+                f"{' and '.join(dict.fromkeys(str(other.device) for other in holding))}: with fewer variants at once it may fit"
             )
 
     def start(self, context: Any, stop: Any) -> None:

@@ -163,6 +163,8 @@ def told(error: BaseException) -> str:
     """What happened, and where."""
     if isinstance(error, CannotRunError):
         return f"can't run here: {error}"
+    if isinstance(error, ArgumentError):
+        return str(error)
     trace = traceback.extract_tb(error.__traceback__)
     text = f"{type(error).__name__}: {error}" + (f" ({trace[-1].filename}:{trace[-1].lineno})" if trace else "")
     runtime = str(error) if isinstance(error, RuntimeError) else ""

@@ -1,7 +1,7 @@
 // Compare: what was found, the table, the bars, and what the numbers rest on.
 
 import { bars } from "./charts.js";
-import { LAST_LOSSES, UNITS, against, cautions, commonUnit, interval, isModelled, isPaired, methodOf, obstacles, samePeaks, statusOf } from "./data.js";
+import { LAST_LOSSES, UNITS, against, cautions, commonUnit, departureOf, interval, isModelled, isPaired, methodOf, obstacles, samePeaks, statusOf } from "./data.js";
 import { copy, fill, foldable, h, inTurns, named, turn } from "./dom.js";
 import * as f from "./format.js";
 import { sum } from "./stats.js";
@@ -85,7 +85,8 @@ function figuresOf(ctx, run, unit) {
     loss,
     dEnergy: isBase ? null : { ...against(ctx.base, run, "energy", settings), modelled: isModelled(run) && isModelled(ctx.base) },
     dTime: isBase ? null : against(ctx.base, run, "time", settings),
-    cautions: isBase ? [] : cautions(ctx.base, run, { base: ctx.losses.get(ctx.base.id), run: loss }, ctx.state.force),
+    departed: isBase ? "" : departureOf(ctx, run),
+    cautions: isBase ? [] : cautions(ctx.base, run, ctx.state.force),
   };
 }
 
@@ -115,15 +116,16 @@ function findingCards(ctx, rows, unit, refusals) {
 
 const NEVER = 4e9;
 
-/** The best first: what saves most, then what costs more, what can't be told apart, and what can't be compared. */
-function worth({ dEnergy, dTime }) {
+/** The best first: what saves most, then what costs more, what can't be told apart, what is another training, and what can't be compared. */
+function worth({ dEnergy, dTime, departed }) {
   const main = dEnergy.refused || dEnergy.modelled ? dTime : dEnergy;
   if (main.refused) return NEVER;
+  if (departed) return 3.5e9;
   if (!main.distinguishable) return 3e9;
   return main.estimate < 0 ? main.estimate : Math.min(2e9, main.estimate);
 }
 
-function card(ctx, { run, unit, dEnergy, dTime, cautions: notes }) {
+function card(ctx, { run, unit, dEnergy, dTime, departed, cautions: notes }) {
   const base = ctx.base;
   const per = `per ${unit}`;
   const modelled = isModelled(run) && isModelled(base);
@@ -136,7 +138,9 @@ function card(ctx, { run, unit, dEnergy, dTime, cautions: notes }) {
     claim = [named(run.told), " can't be compared with ", named(base.told)];
     tone = "refused";
   } else if (!main.distinguishable) claim = [named(run.told), " and ", named(base.told), ` can't be told apart in ${what} ${per}`];
-  else {
+  else if (departed) {
+    claim = [named(run.told), ` took ${points(main.estimate)} ${what} ${per} ${main.estimate >= 1 ? "as" : "than"} `, named(base.told), ", in another training: no saving is told"];
+  } else {
     claim = [named(run.told), byTime ? " takes " : " uses ", h("strong", {}, `${points(main.estimate)} ${what}`), ` ${per} ${main.estimate >= 1 ? "as" : "than"} `, named(base.told)];
     tone = main.estimate < 0 ? "good" : "bad";
   }
@@ -150,7 +154,7 @@ function card(ctx, { run, unit, dEnergy, dTime, cautions: notes }) {
   return h("div", { class: `card ${tone}`, style: { "--c": ctx.color(run) } },
     h("p", { class: "claim" }, claim),
     lines.map((line) => h("p", { class: "detail" }, line)),
-    notes.map((note) => h("p", { class: "caution" }, note)));
+    [departed, ...notes].filter(Boolean).map((note) => h("p", { class: "caution" }, note)));
 }
 
 function columnsOf(ctx, rows, unit) {
@@ -202,7 +206,7 @@ function differenceText(row, found) {
   if (row.isBase) return "baseline";
   if (found.refused) return "not comparable";
   if (!found.distinguishable) return found.note.split(":")[0];
-  return `${f.change(found.estimate)} (${found.modelled ? "follows from time" : range(found)})`;
+  return `${f.change(found.estimate)} (${found.modelled ? "follows from time" : range(found)}${row.departed ? "; not the same training" : ""})`;
 }
 
 function differenceCell(row, found) {
@@ -212,6 +216,7 @@ function differenceCell(row, found) {
     return [h("span", { class: "faded", title: found.note }, "can't be told apart"), h("small", {}, found.lo === null ? "one block" : range(found))];
   }
   if (found.modelled) return [h("span", { class: "faded" }, f.change(found.estimate)), h("small", { title: "power was modelled, not measured" }, "follows from time")];
+  if (row.departed) return [h("span", { class: "faded", title: row.departed }, f.change(found.estimate)), h("small", {}, range(found))];
   const better = found.estimate < 0;
   return [h("span", { class: better ? "good" : "bad" }, h("span", { "aria-hidden": "true" }, better ? "▾ " : "▴ "), f.change(found.estimate)), h("small", {}, range(found))];
 }

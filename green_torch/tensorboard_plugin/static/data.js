@@ -376,12 +376,10 @@ export function obstacles(base, run) {
 }
 
 /** What matters to how a comparison is read. */
-export function cautions(base, run, loss, force) {
+export function cautions(base, run, force) {
   const found = [];
   const { soft } = obstacles(base, run);
   if (force && soft.length) found.push(`compared all the same: ${soft.join("; ")}`);
-  const departed = departure(base, run, loss);
-  if (departed) found.push(departed);
   if ([base, run].some((one) => one.domains.some((domain) => domain.shared))) found.push("the meter was shared with other processes");
   return found;
 }
@@ -471,6 +469,9 @@ export function departure(base, run, loss = null) {
   const [own, theirs] = [0, 1].map((side) => (both.length ? sum(both.map((pair) => pair[side].loss)) / both.length : null));
   return apart(own, theirs, tolerance) ? told(own, theirs, tolerance) : "";
 }
+
+/** The departure of a run from the baseline on the page, by what is known there of their losses. */
+export const departureOf = ({ base, losses }, run) => departure(base, run, { base: losses.get(base.id), run: losses.get(run.id) });
 
 /** The relative difference that the meters' bounds allow. */
 function instrument(base, run) {

@@ -1,6 +1,6 @@
 // Savings: a planned run with each of the chosen runs' rates, on one grid, at one PUE and price.
 
-import { UNITS, against, askRegions, commonUnit, departure, interval, isModelled, isPaired } from "./data.js";
+import { UNITS, against, askRegions, commonUnit, departureOf, interval, isModelled } from "./data.js";
 import { fill, foldable, h, inTurns, named } from "./dom.js";
 import * as f from "./format.js";
 
@@ -181,7 +181,7 @@ function saved(ctx, rows, price, unit) {
       const by = (end, small, large) => end * (end >= 0 ? small : large); // the extremes that both intervals allow, as Comparison.saving
       return [h("span", {}, `${format(Math.abs(found.estimate) * amount)}${more ? " more" : ""}`), f.known(low) && f.known(high) && f.known(whole[1]) ? h("small", {}, f.span(signed, by(least, whole[1], whole[2]), by(most, whole[2], whole[1]), " to ")) : null];
     };
-    const departed = isPaired(ctx.base, row.run) ? departure(ctx.base, row.run) : "";
+    const departed = departureOf(ctx, row.run);
     const { refused } = energy;
     if (departed || (refused && time.refused)) {
       return h("div", { class: "card refused", style: { "--c": ctx.color(row.run) } }, h("p", { class: "claim" }, named(row.run.told), ": no saving is told"), h("p", { class: "detail" }, departed || refused));
