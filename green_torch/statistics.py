@@ -16,15 +16,10 @@ Two things make an interval wider than one look at one pair of variants would ne
   Stat. Assoc. 56:52), so that all intervals together hold the truth with the stated confidence, however they depend on each other.
 - Stopping when the interval is narrow enough: the rule looks at the width alone, never at the difference. With normal noise the mean
   of n pairs is independent of all their variances up to n (Helmert; Basu 1955, Sankhya 15:377), so that stopping can't favour a
-  sign; what it favours is a scatter that came out low, which makes 95 % into 93 % (Starr 1966, Ann. Math. Stat. 37:36). Spending
-  0.8 alpha in place of alpha brings it to 94-97 %, looking after every pair from the tenth on until two looks in a row find it narrow.
-
-The 97 % are where the first looks end it, and too wide by design. Of the excess over 95 %, about 1.0 is what is not known of an
-autocorrelation at ten pairs; 0.7 is the 0.8 alpha, which the first looks hardly need: what looking costs comes at two to four times as
-many pairs, where alpha in full would leave 93 %; and on a machine that warms up 0.4 is the drift's own change: the slope takes out its
-mean, the order of the blocks keeps the rest out of the difference, but the residuals count it as scatter. To fit a second slope, for
-that change, takes away 0.2 of it and makes every other interval 7 % wider at ten pairs. Rather too wide at few pairs than too narrow at
-many: nothing of this is left out.
+  sign; what it favours is a scatter that came out low, the more so the more often it has looked, which makes 95 % into 93 % (Starr
+  1966, Ann. Math. Stat. 37:36). Looks at n and n + 1 pairs see almost the same, so that what they cost grows with the logarithm of
+  n: spending alpha / (1 + ln(n / 10) / 4) at n pairs brings it to 94-96 %, looking after every pair from the tenth on until two
+  looks in a row find it narrow.
 """
 
 from __future__ import annotations
@@ -54,7 +49,7 @@ _PAIRS_IN_FULL = 10  # from here on what is not known of it is allowed for in fu
 _UNCERTAIN = 2.0  # over n: what is added to a lag-1 autocorrelation since it is not known better
 _ONE_SIDED_5_PERCENT = 1.645
 MIN_PAIRS_LOOKING = 10  # before that, the scatter is too uncertain to stop by
-_SPENT_WHEN_LOOKING = 0.8  # of alpha
+_LOOKING_COSTS = 0.25  # of alpha, for each e-fold of pairs since the first look
 _MIN_CORRELATION = -0.3  # neighbours that are less alike than chance narrow an interval no further
 _MAX_CORRELATION = 0.95
 POWER = 0.9  # how often a true difference is found by so many pairs as are said to be needed
@@ -164,7 +159,7 @@ def paired_difference(
     _check(a, b, gaps, relative=relative, others=(a_bounds, b_bounds))
     _check_bounds(a_bounds, b_bounds)
     differences = [_difference(x, y, relative=relative) for x, y in zip(a, b, strict=True)]
-    each = corrected_confidence(confidence, n_compared=n_compared, looking=looking)
+    each = corrected_confidence(confidence, n_compared=n_compared, looking_at=len(a) if looking else None)
     mean = mean_interval(differences, confidence=each, covariate=gaps)
     scatter = None if mean.lo is None or mean.hi is None else (mean.lo, mean.hi)
     instrument = _instrument(a_bounds, b_bounds, relative=relative)
@@ -240,8 +235,10 @@ def unpaired_difference(
     )
 
 
-def corrected_confidence(confidence: float, *, n_compared: int = 1, looking: bool = False) -> float:
-    """The confidence of each single interval so that ``n_compared`` of them hold together, also where their width ended the looking.
+def corrected_confidence(confidence: float, *, n_compared: int = 1, looking_at: int | None = None) -> float:
+    """The confidence of each single interval so that ``n_compared`` of them hold together.
+
+    ``looking_at``: of how many pairs it is, where these were so many because of its width.
 
     Raises:
         ArgumentError: unless 0 < confidence < 1 and ``n_compared`` is 1 or more.
@@ -249,7 +246,8 @@ def corrected_confidence(confidence: float, *, n_compared: int = 1, looking: boo
     _check_confidence(confidence)
     if n_compared < 1:
         raise ArgumentError(f"n_compared={n_compared!r} must be 1 or more.")
-    return 1 - (1 - confidence) * (_SPENT_WHEN_LOOKING if looking else 1.0) / n_compared
+    looked = 0.0 if looking_at is None else math.log(max(looking_at, MIN_PAIRS_LOOKING) / MIN_PAIRS_LOOKING)
+    return 1 - (1 - confidence) / (1 + _LOOKING_COSTS * looked) / n_compared
 
 
 def pairs_needed(
@@ -265,7 +263,8 @@ def pairs_needed(
 
     Both in the same terms, such as 0.02 for 2 %. The smallest n with n >= ((t(1 - alpha/2, n - 2) + t(power, n - 2)) scatter /
     difference)², the usual approximation to the noncentral t (Cohen 1988, ch. 2); n - 2 since a drift is fitted; at least 6 pairs.
-    The first quantile grows by as much as :func:`mean_interval` widens on average where neighbours are no more alike than chance.
+    The first quantile grows by as much as :func:`mean_interval` widens on average where neighbours are no more alike than chance, and is
+    of as many degrees of freedom as that leaves.
 
     Raises:
         ArgumentError: unless both are positive and finite and 0.5 <= power < 1.
@@ -274,14 +273,15 @@ def pairs_needed(
         raise ArgumentError(
             f"Needed are a positive scatter and difference and 0.5 <= power < 1, not {scatter!r}, {difference!r}, {power!r}."
         )
-    upper = 0.5 + corrected_confidence(confidence, n_compared=n_compared, looking=looking) / 2
 
     def enough(n: int) -> bool:
+        each = corrected_confidence(confidence, n_compared=n_compared, looking_at=n if looking else None)
         added = _uncertain(n)
         widened = (
             1 + added + (added**2 + 1 / n) / 2 if added else 1.0
         )  # the mean of sqrt((1 + r) / (1 - r)), r scattering by 1 / n
-        return n * difference**2 >= ((widened * t_quantile(upper, n - 2) + t_quantile(power, n - 2)) * scatter) ** 2
+        dof = max(_FEWEST_DOF, n / widened**2 - 2)
+        return n * difference**2 >= ((widened * t_quantile(0.5 + each / 2, dof) + t_quantile(power, n - 2)) * scatter) ** 2
 
     low, high = _MIN_PAIRS_DRIFT - 1, _MIN_PAIRS_DRIFT
     while not enough(high):

@@ -3,7 +3,8 @@
 const CONFIDENCE = 0.95;
 const FEWEST_EFFECTIVE = 2;
 const MIN_DRIFT = 6; // pairs; a slope costs a degree of freedom: with fewer it costs more than the drift that it removes
-const SPENT_WHEN_LOOKING = 0.8; // of the error rate
+const LOOKING_COSTS = 0.25; // of the error rate, for each e-fold of pairs since the first look
+const FIRST_LOOK = 10; // pairs
 const FEWEST_CORRELATED = 8; // values; with fewer, a lag-1 autocorrelation is noise
 const PAIRS_IN_FULL = 10; // from here on what is not known of it is allowed for in full
 const UNCERTAIN = 2; // over n: what is added to a lag-1 autocorrelation since it is not known better
@@ -129,10 +130,10 @@ export function meanInterval(values, confidence = CONFIDENCE, covariate = null) 
 }
 
 /**
- * The confidence of each single interval so that `nCompared` of them hold together (Bonferroni), also where the width of the interval
- * ended the measurement (`looking`); as statistics.corrected_confidence.
+ * The confidence of each single interval so that `nCompared` of them hold together (Bonferroni), also where its width ended the
+ * measurement at so many pairs (`lookingAt`); as statistics.corrected_confidence.
  */
-export const corrected = (confidence, nCompared, looking = false) => 1 - ((1 - confidence) * (looking ? SPENT_WHEN_LOOKING : 1)) / nCompared;
+export const corrected = (confidence, nCompared, lookingAt = FIRST_LOOK) => 1 - (1 - confidence) / (1 + LOOKING_COSTS * Math.log(Math.max(1, lookingAt / FIRST_LOOK))) / nCompared;
 
 /** At most `n` stretches of about as many steps each, in order, none empty; as green_torch/experiment/recorded.py cuts a run. */
 export function stretches(blocks, n = 20) {
@@ -185,7 +186,7 @@ const logRatio = (a, b) => (a <= 0 ? Infinity : b <= 0 ? -Infinity : Math.log(b 
  * much later b's was. The same as statistics.paired_difference. `bounds`: [[[low, high] of each a], [the same of each b]], or null.
  */
 export function pairedDifference(a, b, { gaps, bounds = null, gain = null, confidence = CONFIDENCE, nCompared = 1, looking = false }) {
-  const { mean, lo, hi } = meanInterval(a.map((value, k) => logRatio(value, b[k])), corrected(confidence, nCompared, looking), gaps);
+  const { mean, lo, hi } = meanInterval(a.map((value, k) => logRatio(value, b[k])), corrected(confidence, nCompared, looking ? a.length : undefined), gaps);
   const out = (ends) => ends && ends.map(Math.expm1);
   const middle = (values) => sum(values) / values.length;
   const meter = bounds && [
