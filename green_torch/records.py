@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar, final
 
-from green_torch.units import grams, hours, kwh, ns_to_s, si
+from green_torch.units import grams, hours, kwh, ns_to_s, share, si
 
 SCHEMA_VERSION = 1
 REQUEUE = (
@@ -682,16 +682,30 @@ class RunSummary:
     def headline(self) -> str:
         """What it cost, in one sentence: energy, gCO2e and of what kind, the time, and how the joules are known."""
         manifest, of = self.manifest, self.totals if self.job is None else self.job
-        kind = "location-based" if manifest.intensity is None or manifest.intensity.average else "marginal"
+        carried = manifest if self.job is None else self.job
         embodied = "; embodied not counted" if manifest.embodied is None else ", and embodied"
         duration_s = self.totals.duration_s
         clock = si(duration_s, "s") if duration_s < _LONG_S else f"{hours(duration_s)} h"
-        since = "" if manifest.carried_energy_j is None else " since it was resumed"
+        energy_j, emissions_g, since = of.energy_j, of.emissions_g, f" in {clock}"
+        if carried.carried_energy_j is not None:
+            since = f", of which {kwh(energy_j)} in {clock} since it was resumed"
+            energy_j = None if energy_j is None else energy_j + carried.carried_energy_j
+            both = emissions_g is not None and carried.carried_emissions_g is not None
+            emissions_g = (emissions_g or 0.0) + (carried.carried_emissions_g or 0.0) if both else None
         ranks = "" if self.job is None else f" on {self.job.reporting} of {self.job.world_size} ranks"
-        said = f"{kwh(of.energy_j)}, {grams(of.emissions_g)} (operational, {kind}{embodied}) in {clock}{since}{ranks}"
-        names = {method: ", ".join(one.name for one in manifest.domains if one.method is method) for method in Method}
-        known = [f"{_HOW_KNOWN[method]}: {names[method]}" for method in Method if names[method]]
-        return "; ".join([said, *(known or ["nothing measures energy here"])])
+        said = f"{kwh(energy_j)}, {grams(emissions_g)} (operational, {self.kind}{embodied}){since}{ranks}"
+        return "; ".join([said, *(self.how_known() or ["nothing measures energy here"])])
+
+    @property
+    def kind(self) -> str:
+        """Of what kind the operational emissions are: "location-based", by the grid's average, or "marginal"."""
+        grid = self.manifest.intensity
+        return "location-based" if grid is None or grid.average else "marginal"
+
+    def how_known(self) -> list[str]:
+        """How the joules are known, and of what: "counted: gpu0", "modelled, not measured: cpu, dram"."""
+        names = {method: ", ".join(one.name for one in self.manifest.domains if one.method is method) for method in Method}
+        return [f"{_HOW_KNOWN[method]}: {names[method]}" for method in Method if names[method]]
 
     def not_metered(self) -> list[str]:
         """What is missing and why, in short; ``manifest.missing`` and ``green-torch doctor`` have the errors and what mends them."""
@@ -712,7 +726,10 @@ class RunSummary:
             return
         after = "" if manifest.resumed_from_step is None else f" after step {manifest.resumed_from_step}"
         used = f"{kwh(manifest.carried_energy_j)} and {grams(manifest.carried_emissions_g)}"
-        yield "segment", f"{manifest.segment}, goes on{after}; earlier segments used {used}, which is in no figure here"
+        yield (
+            "segment",
+            f"{manifest.segment}, goes on{after}; earlier segments used {used}, which is in the cost above and in no other figure here",
+        )
 
     def _energy_lines(self) -> Iterator[tuple[str, str]]:
         totals = self.totals
@@ -720,8 +737,9 @@ class RunSummary:
             power = "" if self.power_w is None else f" at {si(self.power_w, 'W')}"
             yield "step time", f"{si(self.step_time_s, 's')}{power}"
         yield "energy", f"{kwh(totals.energy_j)}{_between(totals.energy_lo_j, totals.energy_hi_j, kwh)}"
-        units = (("step", self.energy_per_step_j), ("token", self.energy_per_token_j), ("sample", self.energy_per_sample_j))
-        yield from ((f"  per {unit}", si(value, "J")) for unit, value in units if value is not None)
+        if self.job is None:  # a job's work is that of all ranks
+            units = (("step", self.energy_per_step_j), ("token", self.energy_per_token_j), ("sample", self.energy_per_sample_j))
+            yield from ((f"  per {unit}", si(value, "J")) for unit, value in units if value is not None)
         parts = [f"{phase.phase} {kwh(phase.energy_j)}" for phase in totals.phases if phase.energy_j is not None]
         if len(parts) > 1:
             yield "  phases", ", ".join(parts)
@@ -729,8 +747,8 @@ class RunSummary:
     def _efficiency_lines(self) -> Iterator[tuple[str, str]]:
         if self.mfu is not None:
             basis = ", ".join(sorted({peak.basis for peak in self.manifest.peaks}))
-            hfu = "unknown" if self.hfu is None else f"{self.hfu:.1%}"
-            yield "MFU", f"{self.mfu:.1%}, HFU {hfu} of {si(self.peak_flop_per_s, 'FLOP/s')} ({basis})"
+            hfu = "unknown" if self.hfu is None else share(self.hfu)
+            yield "MFU", f"{share(self.mfu)}, HFU {hfu} of {si(self.peak_flop_per_s, 'FLOP/s')} ({basis})"
         if self.model_flop_per_s is not None:
             yield "model FLOP/s", si(self.model_flop_per_s, "FLOP/s")
 
@@ -795,10 +813,15 @@ class RunSummary:
         once = f"; {_named(job.sharing)} on a GPU that another rank meters, counted once" if job.sharing else ""
         without = f"; without {_named(job.unmetered)}, whose joules are not known" if job.unmetered else ""
         yield "  energy", f"{kwh(job.energy_j)}{_between(job.energy_lo_j, job.energy_hi_j, kwh)}{once}{without}"
+        train = job.train
+        if train is not None and train.energy_j is not None:
+            for unit in ("step", "token", "sample"):
+                if units := train.units(unit):
+                    yield f"  per {unit}", si(train.energy_j / units, "J")
         yield "  emissions", grams(job.emissions_g)
         if job.mfu is not None:
-            hfu = "unknown" if job.hfu is None else f"{job.hfu:.1%}"
-            yield "  MFU", f"{job.mfu:.1%}, HFU {hfu} of {si(job.peak_flop_per_s, 'FLOP/s')} (the peaks' sum)"
+            hfu = "unknown" if job.hfu is None else share(job.hfu)
+            yield "  MFU", f"{share(job.mfu)}, HFU {hfu} of {si(job.peak_flop_per_s, 'FLOP/s')} (the peaks' sum)"
         yield from self._projected_lines(job)
         for name, spread, text, of in (
             ("  per rank", job.rank_energy_j, kwh, "; accelerators alone" if job.accelerators_alone else ""),

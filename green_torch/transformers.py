@@ -208,7 +208,8 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
         carried_g = summary.job.carried_emissions_g if summary.job else manifest.carried_emissions_g
         grid, job = manifest.intensity, summary.job
         known = [
-            ", ".join(f"{domain.name} {domain.method}" for domain in manifest.domains),
+            *summary.how_known(),
+            f"operational, {summary.kind}" + ("" if manifest.embodied else "; embodied not counted"),
             f"PUE {manifest.pue:g}",
             f"{grid.g_per_kwh:.4g} gCO2e/kWh, {grid.region} ({grid.source})" if grid else "",
             f"embodied share included ({manifest.embodied.source})" if manifest.embodied else "",
@@ -381,9 +382,9 @@ class GreenCallback(TrainerCallback):  # type: ignore[misc]  # transformers is n
             return
         if "train_runtime" in logs:  # the last of a training; what closing would wait for is waited for now
             self._run.flush()
-        elif "loss" not in logs:
-            return
-        logs.update(self._latest.values)
+            logs.update(self._latest.values)
+        elif "loss" in logs:
+            logs.update(self._latest.news())
 
     @harmless
     def _begin_save(self, trainer: Trainer) -> None:
@@ -566,6 +567,7 @@ class _Latest:
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self._told: dict[str, float] = {}
         self._manifest: Manifest | None = None
 
     def write(self, item: Item) -> None:
@@ -576,6 +578,12 @@ class _Latest:
             values = scalars(item, self._manifest, detail=False)
             known = {tag: value for tag, value in values if value is not None and math.isfinite(value)}
             self.values = {**self.values, **known}  # a new one, since the training thread reads it
+
+    def news(self) -> dict[str, float]:
+        """The values, unless they were told before: a record comes after its step, and is not to be taken for that of the next one."""
+        values, told = self.values, self._told
+        self._told = values
+        return {} if values is told else values
 
     def close(self) -> None:
         """Nothing is open."""

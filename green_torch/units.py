@@ -41,7 +41,18 @@ def s_to_ns(duration_s: float) -> int:
     return round(duration_s * NS_PER_S)
 
 
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+_PREFIXES = (
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+    (1e-3, "m"),
+    (1e-6, "µ"),
+    (1e-9, "n"),
+    (1e-12, "p"),
+)
 
 
 def si(value: float | None, unit: str, digits: int = 3) -> str:
@@ -66,6 +77,11 @@ def grams(value_g: float | None, digits: int = 3) -> str:
 def kwh(energy_j: float | None, digits: int = 3) -> str:
     """Joules printed as watt-hours with a prefix: ``kwh(3.6e6) == "1.00 kWh"``."""
     return si(None if energy_j is None else energy_j / S_PER_HOUR, "Wh", digits)
+
+
+def share(fraction: float) -> str:
+    """A fraction as a percentage, to a tenth, or to two digits where it is small: ``share(0.4312) == "43.1%"``."""
+    return f"{fraction:.1%}" if abs(fraction) >= 0.01 or fraction == 0 else f"{100 * fraction:.2g}%"
 
 
 def hours(duration_s: float) -> str:

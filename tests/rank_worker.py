@@ -36,11 +36,13 @@ class CountedMeter:
         self.share = share
         self.domains = tuple(Domain(name, Method.COUNTER, name, "the script") for name in names)
         self.energy_j = 0.0
+        self.seen = False  # what was handed out before the first reading is in no run
 
     def read(self) -> Reading:
         """The joules so far, the same for each domain."""
         now_ns = time.monotonic_ns()
         self.energy_j += 1e-6
+        self.seen = True
         return Reading(now_ns, time.monotonic_ns(), {domain.name: self.share * self.energy_j for domain in self.domains})
 
     def close(self) -> None:
@@ -72,6 +74,10 @@ def train(tracker: green_torch.Tracker, steps: int, gpu: CountedMeter, node: Cou
     """Hands out 10 J a step on rank 0's GPU, 20 J on rank 1's, and so on, and 1 J for CPU and memory each; the slowest step() in s."""
     rank = int(os.environ["RANK"])
     slowest_s = 0.0
+    while tracker.enabled and not all(
+        meter.seen for meter in (gpu, node) if rank == 0 or meter is gpu
+    ):  # a busy machine is late
+        time.sleep(0.001)
     for _ in range(steps):
         time.sleep(0.03)
         gpu.energy_j += 10.0 * (rank + 1)

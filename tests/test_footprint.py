@@ -65,6 +65,11 @@ def test_grams_become_kilograms_and_tonnes():
     assert units.grams(None) == "unknown"
 
 
+def test_printed_shares_keep_what_is_small():
+    """A tenth of a percent, or two digits."""
+    assert [units.share(value) for value in (0.4312, 0.01, 0.00033, 0.0, 1.2)] == ["43.1%", "1.0%", "0.033%", "0.0%", "120.0%"]
+
+
 @given(st.floats(1e-6, 1e12))
 def test_printed_numbers_have_three_digits(value):
     """Rounding up to the next power of ten adds no digit."""

@@ -234,7 +234,9 @@ def test_trying_learning_rates_is_no_start(tmp_path):
     bench = Bench(tmp_path)
     module = bench.module()
     module.lr = 0.1
-    bench.trainer(bench.monitor(), bench.pl.callbacks.LearningRateFinder(num_training_steps=5)).fit(module, data())
+    bench.trainer(bench.monitor(), bench.pl.callbacks.LearningRateFinder(num_training_steps=5, early_stop_threshold=None)).fit(
+        module, data()
+    )
     summary = bench.green.summary()
     assert (summary.manifest.segment, summary.manifest.resumed_from_step) == (1, None)
     assert [record.step for record in bench.of("train")] == list(range(5))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import green_torch
 from green_torch.errors import ArgumentError, GreenTorchWarning, UnknownRegionError, UsageError
-from green_torch.records import Embodied, Flag, IntensityPoint, JobTotals, Method, Phase
+from green_torch.records import Embodied, Flag, IntensityPoint, JobTotals, Method, Phase, RunTotals, TrainSums
 from green_torch.testing import MemorySink, ScriptedClock, ScriptedMeter
 from green_torch.units import grams, kwh, si
 from tests.test_sinks_codec import MANIFEST, make_record, make_summary
@@ -588,6 +588,25 @@ def test_a_mixed_run_says_what_is_counted_and_what_modelled():
     assert said.startswith("2.00 Wh, 3.00 gCO2e (")
     assert "in 1:02:03 h on 3 of 4 ranks; counted" in said
     assert replace(told, manifest=replace(MANIFEST, domains=())).headline().endswith("; nothing measures energy here")
+
+
+def test_the_first_line_of_a_resumed_run_is_the_whole_runs():
+    """What earlier segments used is in the cost, with this one's part beside it; grams are unknown where theirs are."""
+    told = make_summary(make_record(1), totals=RunTotals(duration_s=10.0, energy_j=3600.0, emissions_g=2.0))
+    resumed = replace(told, manifest=replace(MANIFEST, carried_energy_j=7200.0, carried_emissions_g=1.0))
+    assert resumed.headline().startswith("3.00 Wh, 3.00 gCO2e (")
+    assert ", of which 1.00 Wh in 10.0 s since it was resumed" in resumed.headline()
+    untold = replace(told, manifest=replace(MANIFEST, carried_energy_j=7200.0))
+    assert untold.headline().startswith("3.00 Wh, unknown (")
+
+
+def test_what_a_token_takes_in_a_job_is_of_all_ranks():
+    """One rank may meter for all: its joules are not held against its own tokens."""
+    told = make_summary(make_record(1), energy_per_token_j=0.2, energy_per_step_j=20.0)
+    job = JobTotals(world_size=2, reporting=2, ended=0, train=TrainSums(n_steps=10, energy_j=200.0, tokens=2000.0))
+    assert [value for name, value in told.lines() if name == "  per token"] == ["200 mJ"]
+    assert [value for name, value in replace(told, job=job).lines() if name == "  per token"] == ["100 mJ"]
+    assert [value for name, value in replace(told, job=job).lines() if name == "  per step"] == ["20.0 J"]
 
 
 @pytest.mark.parametrize(

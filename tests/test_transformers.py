@@ -461,6 +461,16 @@ def test_the_trainers_logs_tell_the_energy(bench):
     assert not ours(evaluation)
 
 
+def test_a_value_is_told_once(bench):
+    """Where records lag behind the Trainer's logs, a line has none of the last one's values again: they are of no later step."""
+    reporter = Reporter()
+    bench.trainer(bench.callback(log_every_n_steps=2), reporter).train()
+    told = [seen["green/energy_total_kWh"] for seen in reporter.seen[:-1] if ours(seen)]
+    assert 0 < len(told) < STEPS
+    assert len(set(told)) == len(told)
+    assert ours(reporter.seen[-1])
+
+
 def test_reporters_get_every_value_wherever_they_stand(bench, capsys):
     """One that stands before this callback, as report_to's do, sees the same as one after it; printed lines have four of the values."""
     before, after = Reporter(), Reporter()
@@ -527,7 +537,9 @@ def test_a_model_card_takes_the_emissions(bench):
     assert co2["training_type"] == "fine-tuning"
     assert co2["geographical_location"] == "FR"
     assert co2["hardware_used"] == "scripted gpu0"
-    assert co2["source"].startswith(f"green_torch {green_torch.__version__}: gpu0 counter; PUE 1")
+    assert co2["source"].startswith(
+        f"green_torch {green_torch.__version__}: counted: gpu0; operational, location-based; embodied not counted; PUE 1"
+    )
     card = bench.path / "README.md"
     ModelCard.from_template(ModelCardData(license="mit", model_name="m")).save(card)
     metadata_save(card, {**metadata_load(card), "co2_eq_emissions": co2})
