@@ -165,11 +165,11 @@ def described(model: torch.nn.Module | None) -> dict[str, Any]:
         return {}
     import torch
 
-    from green_torch.flops.replica import own_class, parameter_count, unwrap
+    from green_torch.flops.replica import model_name, parameter_count
 
     device = device_of(model)
     return {
-        "model": own_class(unwrap(model)).__name__,
+        "model": model_name(model),
         "parameters": parameter_count(model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -61,6 +62,13 @@ def fsdp1(**options: Any) -> nn.Module:
     return FullyShardedDataParallel(Tied(), device_id=torch.device("cpu"), **options)
 
 
+def checkpointed() -> nn.Module:
+    """By blocks, each under a checkpoint."""
+    model = fsdp1(use_orig_params=True, auto_wrap_policy=BY_BLOCKS)
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    return model
+
+
 def fsdp2(dtype: torch.dtype | None = None) -> nn.Module:
     """By blocks."""
     model, mesh, policy = Tied(), init_device_mesh("cpu", (2,)), MixedPrecisionPolicy(param_dtype=dtype)
@@ -80,6 +88,7 @@ WAYS: dict[str, Callable[[], nn.Module]] = {
     "FSDP1 bfloat16": lambda: fsdp1(
         use_orig_params=True, auto_wrap_policy=BY_BLOCKS, mixed_precision=MixedPrecision(param_dtype=torch.bfloat16)
     ),
+    "FSDP1 checkpointed": checkpointed,
     "FSDP2": fsdp2,
     "FSDP2 bfloat16": lambda: fsdp2(torch.bfloat16),
 }
@@ -107,8 +116,10 @@ def trained(way: str) -> dict[str, Any]:
         "compiled": described(torch.compile(model))["model"],
         "parameters": sink.manifest.parameters,
         "flops": [record.model_flops for record in sink.records if record.phase == "train"],
+        "hardware": [record.hardware_flops for record in sink.records if record.phase == "train"],
         "peaks": sorted(peak.dtype for peak in sink.manifest.peaks),
         "live": live.model_flops,
+        "live_hardware": live.hardware_flops,
         "dtypes": sorted(live.flops_by_dtype),
         "dtype": dtype_name(model),
         "warnings": [text for text in tracker.summary().warnings if "FLOP" in text],

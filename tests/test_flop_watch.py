@@ -505,6 +505,8 @@ def test_a_model_that_ranks_share_out(tmp_path):
     for one in told:
         assert (one["model"], one["compiled"], one["parameters"]) == ("Tied", "Tied", alone["parameters"]), one
         assert (one["flops"], one["live"], one["warnings"]) == (alone["flops"], alone["live"], []), one
+        assert one["hardware"] == [one["live_hardware"]] * 2, one
+        assert (one["live_hardware"] > one["live"]) == ("checkpointed" in one["way"]), one
         dtype = "bfloat16" if "bfloat16" in one["way"] else "float32"
         assert (one["peaks"], one["dtypes"], one["dtype"]) == ([f"mm/{dtype}"], [f"mm/{dtype}"], dtype), one
     inside = {one["way"]: one["inside"] for one in told if one["way"].startswith("FSDP1")}

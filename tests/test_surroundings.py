@@ -166,8 +166,16 @@ def test_a_cpus_instructions_are_told(tmp_path, flags, found):
 def test_a_model_is_called_by_its_own_name():
     """A manifest names the model that torch.compile, Fabric and the like wrap, and the CPU that it is on."""
     from lightning.fabric.wrappers import _FabricModule
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     model = torch.nn.Linear(2, 3)
     compiled = torch.compile(model)
-    for wrapped in (model, compiled, torch.nn.DataParallel(model), _FabricModule(compiled, None, original_module=model)):
+    checkpointed = checkpoint_wrapper(compiled)
+    for wrapped in (
+        model,
+        compiled,
+        checkpointed,
+        torch.nn.DataParallel(model),
+        _FabricModule(compiled, None, original_module=model),
+    ):
         assert described(wrapped) == {"model": "Linear", "parameters": 9, "device": cpu_name()}

@@ -26,13 +26,12 @@ from green_torch.flops.replica import (
     MAX_VALUES,
     converted,
     flat_parameters,
-    own_class,
+    model_name,
     replicate,
     sharded_dtype,
     tensors_in,
     to_clone,
     to_sketch,
-    unwrap,
     whole,
 )
 from green_torch.flops.stack import in_backward
@@ -166,7 +165,7 @@ def _loss(output: Any) -> torch.Tensor | None:
 
 
 def _explain(model: nn.Module, error: Exception, remedy: str) -> str:
-    return f"The FLOPs of {own_class(unwrap(model)).__name__} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
+    return f"The FLOPs of {model_name(model)} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
 
 
 class _Originals:

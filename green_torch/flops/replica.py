@@ -22,7 +22,7 @@ _FSDP1 = "FullyShardedDataParallel"
 _WRAPPERS = {
     "DistributedDataParallel": "module",
     "DataParallel": "module",
-    _FSDP1: "module",
+    _FSDP1: "_fsdp_wrapped_module",  # its "module" leaves out a checkpoint's wrapper, and with it the replays
     "OptimizedModule": "_orig_mod",
     "_FabricModule": "_forward_module",
 }
@@ -75,6 +75,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     while (attribute := _WRAPPERS.get(own_class(model).__name__)) is not None:
         model = getattr(model, attribute)
     return model
+
+
+def model_name(model: nn.Module) -> str:
+    """What its author calls it, whatever wraps it."""
+    inner = unwrap(model)
+    checkpointed = getattr(inner, "_checkpoint_wrapped_module", None)
+    return own_class(inner).__name__ if checkpointed is None else model_name(checkpointed)
 
 
 def own_class(model: nn.Module) -> type[nn.Module]:

@@ -16,7 +16,7 @@ from torch import nn
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.flops.counter import COUNTS_COMPILED, Attention, LiveCounter, sweep
 from green_torch.flops.once import autocast_dtype, device_of, hidden, meta_tally
-from green_torch.flops.replica import converted, own_class, tensors_in, to_sketch, unwrap, where_to_watch
+from green_torch.flops.replica import converted, model_name, tensors_in, to_sketch, where_to_watch
 from green_torch.records import Flag, FlopCount
 
 MAX_KEYS = 16
@@ -363,7 +363,7 @@ class StepFlops:
         return replace(count, estimated=True) if self._has_compiled() else count
 
     def _name(self) -> str:
-        return own_class(unwrap(self._model)).__name__ if self._model is not None else "the model"
+        return model_name(self._model) if self._model is not None else "the model"
 
     def _unknown(self, error: Exception) -> None:
         self._warn(
