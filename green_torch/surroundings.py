@@ -150,33 +150,29 @@ def device_of(model: torch.nn.Module | None) -> torch.device:
 
 
 def dtype_name(model: torch.nn.Module | None) -> str:
-    """The dtype of the model's parameters."""
+    """The dtype of the model's parameters, or the one that FSDP casts them to for the computation."""
     first = next(model.parameters(), None) if model is not None else None
-    return str(first.dtype).removeprefix("torch.") if first is not None else "float32"
+    if model is None or first is None:
+        return "float32"
+    from green_torch.flops.replica import sharded_dtype  # loads torch
+
+    return str(sharded_dtype(model) or first.dtype).removeprefix("torch.")
 
 
 def described(model: torch.nn.Module | None) -> dict[str, Any]:
-    """``model``, ``parameters`` and ``device`` of the manifest; the model's own name, whatever wraps it."""
+    """``model``, ``parameters`` and ``device`` of the manifest: of the whole model, under its own name, whatever wraps it or shares it out."""
     if model is None:
         return {}
     import torch
 
-    from green_torch.flops.replica import unwrap
+    from green_torch.flops.replica import model_name, parameter_count
 
     device = device_of(model)
     return {
-        "model": type(unwrap(model)).__name__,
-        "parameters": _size(model),
+        "model": model_name(model),
+        "parameters": parameter_count(model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
     }
-
-
-def _size(model: torch.nn.Module) -> int | None:
-    """Its parameters; ``None`` while some have no shape yet."""
-    from torch.nn.parameter import is_lazy
-
-    parameters = list(model.parameters())
-    return None if any(is_lazy(one) for one in parameters) else sum(one.numel() for one in parameters)
 
 
 def peak_memory_bytes(model: torch.nn.Module | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import time
 import tracemalloc
 import warnings
@@ -15,6 +16,9 @@ from torch import nn
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.flops import COUNTS_COMPILED, StepFlops, StepWork
 from green_torch.records import Flag
+from tests.processes import forked_ranks, preload
+
+preload("tests.sharded_ranks")
 
 ONE = 2 * 2 * 4 * 4  # a product of (2, 4) and (4, 4)
 
@@ -489,3 +493,24 @@ def test_forwards_that_nobody_takes_are_bounded():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Flag.FLOPS_UNKNOWN in flops.take().flags
+
+
+def test_a_model_that_ranks_share_out(tmp_path):
+    """DDP, FSDP1 and FSDP2 on two ranks: the whole model under its own name, and FLOPs as counted live, in the dtype that they run in."""
+    ended = forked_ranks("tests.sharded_ranks", [], tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    told = [json.loads(line) for _, out, _ in ended for line in out.splitlines()]
+    alone = told[0]
+    assert (alone["way"], alone["flops"]) == ("alone", [alone["live"]] * 2)
+    for one in told:
+        assert (one["model"], one["compiled"], one["parameters"]) == ("Tied", "Tied", alone["parameters"]), one
+        assert (one["flops"], one["live"], one["warnings"]) == (alone["flops"], alone["live"], []), one
+        assert one["hardware"] == [one["live_hardware"]] * 2, one
+        assert (one["live_hardware"] > one["live"]) == ("checkpointed" in one["way"]), one
+        dtype = "bfloat16" if "bfloat16" in one["way"] else "float32"
+        assert (one["peaks"], one["dtypes"], one["dtype"]) == ([f"mm/{dtype}"], [f"mm/{dtype}"], dtype), one
+    inside = {one["way"]: one["inside"] for one in told if one["way"].startswith("FSDP1")}
+    assert inside["FSDP1"] == inside["FSDP1 by blocks"] == alone["parameters"]
+    assert (
+        inside["FSDP1 original"] is inside["FSDP1 original by blocks"] is None
+    )  # nothing leads to the shapes: no shard for the whole

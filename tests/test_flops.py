@@ -620,6 +620,24 @@ def test_distributed_wrappers():
         dist.destroy_process_group()
 
 
+def test_a_shard_has_not_the_values():
+    """A model of FSDP1's that asks for values can't be counted on a copy: the error says where it can."""
+    from torch import distributed as dist
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    class Asking(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * self.weight.sum().item()
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = FullyShardedDataParallel(Asking(4, 4), device_id=torch.device("cpu"))
+        with pytest.raises(CountingError, match=r"FLOPs of Asking .* Try it before FSDP wraps it, or with LiveCounter\(\): "):
+            count_flops(model, torch.randn(2, 4))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_fake_tensors():
     """A counter inside the user's fake mode counts; a fake mode that somebody enters while counting runs nothing, so it doesn't."""
     from torch._subclasses.fake_tensor import FakeTensorMode

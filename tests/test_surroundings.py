@@ -168,7 +168,18 @@ def test_a_cpus_instructions_are_told(tmp_path, flags, found):
 
 
 def test_a_model_is_called_by_its_own_name():
-    """A manifest names the model that torch.compile and the like wrap, and the CPU that it is on."""
+    """A manifest names the model that torch.compile, Fabric and the like wrap, and the CPU that it is on."""
+    from lightning.fabric.wrappers import _FabricModule
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
     model = torch.nn.Linear(2, 3)
-    for wrapped in (model, torch.compile(model), torch.nn.DataParallel(model)):
+    compiled = torch.compile(model)
+    checkpointed = checkpoint_wrapper(compiled)
+    for wrapped in (
+        model,
+        compiled,
+        checkpointed,
+        torch.nn.DataParallel(model),
+        _FabricModule(compiled, None, original_module=model),
+    ):
         assert described(wrapped) == {"model": "Linear", "parameters": 9, "device": cpu_name()}

@@ -22,7 +22,18 @@ from torch.utils._pytree import tree_map_only
 from green_torch.errors import ArgumentError, CountingError
 from green_torch.flops.counter import Attention, CountingMode, Tally
 from green_torch.flops.formulas import attention as attention_cost
-from green_torch.flops.replica import MAX_VALUES, converted, replicate, tensors_in, to_clone, to_sketch, unwrap, whole
+from green_torch.flops.replica import (
+    MAX_VALUES,
+    converted,
+    flat_parameters,
+    model_name,
+    replicate,
+    sharded_dtype,
+    tensors_in,
+    to_clone,
+    to_sketch,
+    whole,
+)
 from green_torch.flops.stack import in_backward
 
 if TYPE_CHECKING:
@@ -72,6 +83,10 @@ def tally_of(
     except Exception as error:
         if device == "meta":
             raise CountingError(_explain(model, error, "count_flops(model.to_empty(device='cpu'), ...)")) from error
+        if flat_parameters(model):  # what values this rank has of them is a shard
+            raise CountingError(
+                _explain(model, error, "it before FSDP wraps it, or with LiveCounter(): ... around a step")
+            ) from error
     try:
         replica = replicate(model, to_clone)
         inputs, named = converted((args, kwargs), to_clone)
@@ -101,7 +116,7 @@ def meta_tally(
 
     ``device`` is the kind on which it really runs, whose ``autocast`` dtype it runs under. Raises whatever the model raises on meta.
     """
-    stand_in = _StandIn(device, _Originals(model), attention)
+    stand_in = _StandIn(device, _Originals(model), attention, sharded_dtype(model))
     tally = stand_in.tally
     fused = fused and _fused_allowed()
     with ExitStack() as stack:
@@ -150,7 +165,7 @@ def _loss(output: Any) -> torch.Tensor | None:
 
 
 def _explain(model: nn.Module, error: Exception, remedy: str) -> str:
-    return f"The FLOPs of {type(unwrap(model)).__name__} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
+    return f"The FLOPs of {model_name(model)} can't be counted: {type(error).__name__}: {error}. Try {remedy}."
 
 
 class _Originals:
@@ -178,15 +193,17 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor
 class _StandIn(TorchFunctionMode):
     """Lets a model run on meta tensors and on what is real among them, and remembers what autocast would have made of them.
 
-    Autocast doesn't cast meta tensors, and its state can't be read from inside an operation: it is read at each call of torch.
+    Autocast doesn't cast meta tensors, and its state can't be read from inside an operation: it is read at each call of torch. Nor does
+    FSDP cast the parameters of a copy: ``sharded`` is the dtype that the model's products run in by its mixed precision.
     FlexAttention refuses tensors on meta: it is told that they are on a GPU, and its kernel is not run. What is counted is in ``tally``.
     """
 
-    def __init__(self, device: str, originals: _Originals, attention: Attention) -> None:
+    def __init__(self, device: str, originals: _Originals, attention: Attention, sharded: torch.dtype | None) -> None:
         super().__init__()
         self.tally = Tally(attention, self.dtype)
         self._originals = originals
         self._device = device
+        self._sharded = sharded
         self._autocast: torch.dtype | None = None
         self._autocast_seen: torch.dtype | None = None
         self._written: dict[int, torch.UntypedStorage] = {}
@@ -212,9 +229,8 @@ class _StandIn(TorchFunctionMode):
 
     def dtype(self, op: str, dtype: torch.dtype) -> torch.dtype:
         """What a product of this dtype runs in; a backward runs in what its forward ran in."""
-        if op in _NOT_CAST:
-            return dtype
-        cast = self._autocast_seen if in_backward() else self._autocast
+        cast = None if op in _NOT_CAST else self._autocast_seen if in_backward() else self._autocast
+        cast = cast or self._sharded
         return cast if cast is not None and dtype is torch.float32 else dtype
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

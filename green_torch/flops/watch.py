@@ -16,7 +16,7 @@ from torch import nn
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.flops.counter import COUNTS_COMPILED, Attention, LiveCounter, sweep
 from green_torch.flops.once import autocast_dtype, device_of, hidden, meta_tally
-from green_torch.flops.replica import converted, tensors_in, to_sketch, where_to_watch
+from green_torch.flops.replica import converted, model_name, tensors_in, to_sketch, where_to_watch
 from green_torch.records import Flag, FlopCount
 
 MAX_KEYS = 16
@@ -327,7 +327,7 @@ class StepFlops:
         if self._blind_takes < _BLIND_TAKES:
             return False
         self._warn(
-            f"No forward of {type(self._model).__name__} is seen, as it runs inside a compiled graph, so no MFU is reported. Give track() the "
+            f"No forward of {self._name()} is seen, as it runs inside a compiled graph, so no MFU is reported. Give track() the "
             "compiled model (compiled = torch.compile(model); track(compiled)), count a step: with tracker.count(): ..., or pass flops_per_step=."
         )
         return True
@@ -362,9 +362,12 @@ class StepFlops:
         count = self._checked(counter.count())
         return replace(count, estimated=True) if self._has_compiled() else count
 
+    def _name(self) -> str:
+        return model_name(self._model) if self._model is not None else "the model"
+
     def _unknown(self, error: Exception) -> None:
         self._warn(
-            f"The FLOPs of {type(self._model).__name__} can't be counted without running it ({type(error).__name__}: {_short(error)}), so no MFU "
+            f"The FLOPs of {self._name()} can't be counted without running it ({type(error).__name__}: {_short(error)}), so no MFU "
             "is reported. Pass flops_per_step= (a number, model FLOPs), or count a step while it runs: with tracker.count(): ..."
         )
         self._stopped = True
