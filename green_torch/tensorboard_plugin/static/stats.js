@@ -169,7 +169,7 @@ export function difference(a, b, { instrument = null, gain = null, confidence = 
   const gained = gain && [Math.expm1(middle + Math.log(gain[0])), Math.expm1(middle + Math.log(gain[1]))];
   const found = { estimate: Math.expm1(middle), lo: null, hi: null, instrument, gained, nCompared, confidence, nPairs: null, distinguishable: false };
   if (of.error === null || to.error === null) return { ...found, note: "can't be told apart: one block of a run has no scatter to judge by" };
-  const [va, vb] = [of.error ** 2, to.error ** 2];
+  const [va, vb] = [of, to].map(({ error, n, nEffective }) => (error ** 2 * (n - 1)) / (n - n / nEffective)); // as statistics.unpaired_difference
   const parts = va ** 2 / of.dof + vb ** 2 / to.dof;
   const half = Math.sqrt(va + vb) * tQuantile(0.5 + each / 2, parts ? (va + vb) ** 2 / parts : 1e7);
   const [lo, hi] = [Math.expm1(middle - half), Math.expm1(middle + half)];
