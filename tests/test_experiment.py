@@ -42,6 +42,7 @@ from green_torch.experiment import (
 )
 from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, apart_in_cache, applied
 from green_torch.experiment.conditions import Watch, watch
+from green_torch.experiment.kernels import Seen
 from green_torch.experiment.memory import _apart, _check_heeded, _Job, _stepped, _Tried, bisected
 from green_torch.experiment.rounds import (
     _Arm,
@@ -704,6 +705,16 @@ class TestApplying:
         assert ran["fp32+flash"].ran == ran["fp32+auto"].ran
         assert ran["fp32"].ran == ran["tf32"].ran
         assert len({warm.ran for warm in ran.values()}) == 3
+
+    def test_kernels_that_nobody_saw_are_not_the_same(self):
+        """Where the profiler can't run, math and flash are not said to have run the same: a difference in time is told."""
+        build, _ = script()
+        variants = [parse_variant(name) for name in ("fp32", "fp32+flash")]
+        ran = [applied(variant, build(variant), 0).describe(Seen()) for variant in variants]
+        blocks = [tuple(block(k, seconds=seconds) for k in range(4)) for seconds in (1.0, 0.5)]
+        found = comparison(*(VariantResult(*one[:2], ran=one[2]) for one in zip(variants, blocks, ran, strict=True)))
+        assert found.same_as("fp32+flash") == ""
+        assert found.time("fp32+flash").distinguishable
 
     def test_compiled_graphs_are_kept_apart(self, monkeypatch):
         """The cache of torch would hand the graph of one attention kernel to another."""
