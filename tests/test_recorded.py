@@ -158,6 +158,28 @@ def test_losses_are_compared(tmp_path, loss, told):
     assert ("loss within 2 %" in page) != bool(told)
 
 
+def test_losses_are_found_below_the_runs_directory(tmp_path):
+    """Where the Hugging Face Trainer logs them, in ``runs/…`` of its output_dir; the newest, and not those of a run that lies within."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def logged(folder, loss, newest=True):
+        with SummaryWriter(folder) as writer:
+            for step in range(40):
+                writer.add_scalar("train/loss", loss, step)
+        if not newest:
+            (file,) = Path(folder).glob("events.out.tfevents.*")
+            file.rename(file.with_name(f"events.out.tfevents.1000000000{file.name[len('events.out.tfevents.') + 10 :]}"))
+
+    for name, loss in (("a", 1.0), ("b", 50.0)):
+        run(tmp_path / name)
+        logged(tmp_path / name / "runs" / "Nov25_12-00-00_vm", loss)
+        logged(tmp_path / name / "runs" / "Nov26_09-00-00_vm", 7.0, newest=False)
+        run(tmp_path / name / "within", losses=[("train/loss", lambda _: 3.0)])
+    found = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert (found.losses["b"].baseline, found.losses["b"].own) == (1.0, 50.0)
+    assert found.departure("b").startswith("not the same training: train/loss 50 against 1")
+
+
 @pytest.mark.parametrize(
     ("first", "second", "told"),
     [
