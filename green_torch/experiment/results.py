@@ -554,8 +554,8 @@ def doubts(blocks: Sequence[Block], what: str) -> list[str]:
     for flag, (befell, meaning) in _DOUBTS.items():
         n = sum(block.flagged(flag) for block in blocks)
         if n:
-            names = {own.partition(":")[2] for block in blocks for own in block.flags if own.partition(":")[0] == flag}
-            whose = f" ({', '.join(sorted(names))})" if names != {""} else ""
+            names = {own.partition(":")[2] for block in blocks for own in block.flags if own.partition(":")[0] == flag} - {""}
+            whose = f" ({', '.join(sorted(names))})" if names else ""
             found.append(f"{befell}{whose} in {n} of {len(blocks)} {what}: {meaning}")
     return found
 
