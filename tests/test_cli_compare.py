@@ -404,6 +404,22 @@ def test_wide_bounds_of_the_meter_are_told_apart_from_noise() -> None:
     assert "does nothing else" not in text
 
 
+def test_a_meter_that_failed_is_told() -> None:
+    """Where no block has all its joules, no energy is told, and the page says why; the bounds are of the blocks that have."""
+    base, fast = compared(FAST, method=Method.COUNTER).results
+    failed = [replace(block, flags=("meter_failed:gpu0",)) for block in fast.blocks]
+    text = " ".join(page(Comparison((base, replace(fast, blocks=tuple(failed))), 10, 0.95, 0.02), width=160).split())
+    assert "bf16 and fp32: no energy to compare." in text
+    assert f"bf16: a meter failed (gpu0) in {len(failed)} of {len(failed)} blocks: their energy is left out" in text
+    assert "saves energy" not in text
+    whole = (base, replace(fast, blocks=fast.blocks[1:]))
+    some = (base, replace(fast, blocks=(failed[0], *fast.blocks[1:])))
+    rows = [
+        [line for line in page(Comparison(of, 10, 0.95, 0.02)).splitlines() if "Energy per" in line] for of in (whole, some)
+    ]
+    assert rows[0] == rows[1] != []
+
+
 # ── several variants ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

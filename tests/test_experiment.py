@@ -42,6 +42,7 @@ from green_torch.experiment import (
 )
 from green_torch.experiment.applied import CACHE_VARIABLE, CannotRunError, apart_in_cache, applied
 from green_torch.experiment.conditions import Watch, watch
+from green_torch.experiment.kernels import Seen
 from green_torch.experiment.memory import _apart, _check_heeded, _Job, _stepped, _Tried, bisected
 from green_torch.experiment.rounds import (
     _Arm,
@@ -71,7 +72,7 @@ from green_torch.experiment.worker import (
 )
 from green_torch.gpt import GPT, GPTConfig, byte_batches, next_byte_loss
 from green_torch.meters.nvml import NvmlMeter
-from green_torch.records import DevicePeak, Domain, Embodied, Manifest, Method
+from green_torch.records import DevicePeak, Domain, Embodied, Flag, Manifest, Method
 from green_torch.sinks.codec import plain
 from green_torch.surroundings import peak_memory_bytes
 from green_torch.testing import ScriptedClock, ScriptedMeter
@@ -433,6 +434,35 @@ class TestWorker:
         assert block.operational_g == pytest.approx(block.energy_j / 3.6e6 * 100)
         assert block.emissions_g == pytest.approx(block.operational_g + block.embodied_g)
 
+    def test_a_block_without_its_meter_has_no_joules(self):
+        """What the other meters read while one failed is no block's energy: it would read as a saving. Time and work are told."""
+        build, track = script(watts={"a": 300.0})
+        (gpu,) = track["meters"]
+        track["meters"] = [gpu, ScriptedMeter(track["clock"], {"cpu": 100.0}, period_s=0.1)]
+
+        def orders():
+            for order in (WARM_UP, Order(0, 0, 3), Order(1, 0, 3), None):
+                yield order
+                track["clock"].advance(3.0)  # another variant's turn
+                if order == Order(0, 0, 3):
+                    gpu.fail()
+
+        inbox = orders()
+        job = Job(build, Variant("a"), 0, 2, None, None, track)
+        first, last = blocks_of(_serve(job, lambda: next(inbox), lambda: False))
+        assert first.energy_j == pytest.approx(400 * first.duration_s, rel=0.1)
+        assert first.metered
+        assert not last.metered
+        assert last.flagged(Flag.METER_FAILED)
+        assert (last.energy_j, last.energy_lo_j, last.energy_hi_j, last.emissions_g, last.domains_j) == (
+            None,
+            None,
+            None,
+            None,
+            {},
+        )
+        assert (last.tokens, last.duration_s) == (3 * TOKENS, pytest.approx(0.75, rel=0.1))
+
     def test_losses_are_written(self, tmp_path):
         """Every loss goes to TensorBoard on the step axis of our own tags, in the one event file of the run."""
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -704,6 +734,16 @@ class TestApplying:
         assert ran["fp32+flash"].ran == ran["fp32+auto"].ran
         assert ran["fp32"].ran == ran["tf32"].ran
         assert len({warm.ran for warm in ran.values()}) == 3
+
+    def test_kernels_that_nobody_saw_are_not_the_same(self):
+        """Where the profiler can't run, math and flash are not said to have run the same: a difference in time is told."""
+        build, _ = script()
+        variants = [parse_variant(name) for name in ("fp32", "fp32+flash")]
+        ran = [applied(variant, build(variant), 0).describe(Seen()) for variant in variants]
+        blocks = [tuple(block(k, seconds=seconds) for k in range(4)) for seconds in (1.0, 0.5)]
+        found = comparison(*(VariantResult(*one[:2], ran=one[2]) for one in zip(variants, blocks, ran, strict=True)))
+        assert found.same_as("fp32+flash") == ""
+        assert found.time("fp32+flash").distinguishable
 
     def test_compiled_graphs_are_kept_apart(self, monkeypatch):
         """The cache of torch would hand the graph of one attention kernel to another."""
@@ -1343,6 +1383,47 @@ class TestResults:
         assert found.time("b").n_blocks == 3
         empty = VariantResult(Variant("c"), error="no")
         assert (empty.step_time_s, empty.mfu, empty.final_loss, empty.power_w) == (None, None, None, None)
+
+    def test_a_meter_that_fails_saves_nothing(self):
+        """Blocks in which a meter failed tell time and work; their joules are in no figure, and the notes say of how many."""
+        good = [block(k, joules=100.0 + k % 2, spread=0.01) for k in range(8)]
+        failed = replace(block(0, joules=25.0, spread=0.01), flags=("meter_failed:gpu0",))
+        half = [one if k < 6 else replace(failed, round=k) for k, one in enumerate(good)]
+        found = comparison(result("a", good), result("b", half), result("c", [replace(failed, round=k) for k in range(8)]))
+        b = found.result("b")
+        assert (found.energy("b").estimate, found.energy("b").n_blocks) == (pytest.approx(0.0), 6)
+        assert not found.energy("b").distinguishable
+        assert found.time("b").n_blocks == 8
+        assert b.energy_per_token_j == pytest.approx(6 * 100.5 / 600)
+        assert b.power_w == pytest.approx(100.5)
+        assert b.emissions_per_step_g == pytest.approx(b.energy_per_step_j / 100)
+        assert b.tokens_per_s == pytest.approx(100.0)
+        planned = project(b, planned_tokens=3.6e6)
+        assert planned.energy_kwh.value == pytest.approx(1.005)
+        assert planned.energy_kwh.lo == pytest.approx(project(result("d", good[:6]), planned_tokens=3.6e6).energy_kwh.lo)
+        assert found.notes("b") == ("a meter failed (gpu0) in 2 of 8 blocks: their energy is left out",)
+        assert (found.energy("c"), found.result("c").energy_per_step_j, found.result("c").power_w) == (None, None, None)
+        assert found.saving("c", planned_tokens=1e6).energy_kwh is None
+        assert found.notes("c") == ("a meter failed (gpu0) in 8 of 8 blocks: their energy is left out",)
+        failing_base = comparison(result("a", half), result("b", good))
+        assert failing_base.energy("b").n_blocks == 6
+
+    @pytest.mark.parametrize(
+        ("flag", "told"),
+        [
+            ("counter_reset:gpu0", "a counter went back or leapt (gpu0) in 1 of 3 blocks"),
+            ("counter_stuck:gpu0", "a counter stood still (gpu0) in 1 of 3 blocks"),
+            ("part_time:gpu0", "(gpu0) in 1 of 3 blocks: their joules may be off by tens of percent"),
+            ("late:cpu", "a counter did not change for 2 s or longer (cpu) in 1 of 3 blocks"),
+        ],
+    )
+    def test_doubtful_joules_count_and_are_told(self, flag, told):
+        """What befell a counter is said with what it means; the block's joules count all the same."""
+        blocks = [block(0), replace(block(1), flags=(flag, "shared:gpu0")), block(2)]
+        found = comparison(result("a", [block(k) for k in range(3)]), result("b", blocks))
+        (note,) = found.notes("b")
+        assert told in note
+        assert found.energy("b").n_blocks == 3
 
     def test_pairs_are_of_the_same_round(self):
         """Where a variant misses a round, the rest are compared round by round."""

@@ -6,7 +6,9 @@ import json
 import math
 import random
 import shutil
+import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from green_torch.experiment.recorded import _Kept, _read, _stretch_bounds, compa
 from green_torch.meters.rapl import open_meters
 from green_torch.processor import cpu_name
 from green_torch.records import Method
-from green_torch.sinks.jsonl import read_jsonl
+from green_torch.sinks.jsonl import read_jsonl, run_files
 from green_torch.testing import ScriptedClock, ScriptedMeter
 from tests.test_cli_compare import printed
 
@@ -27,18 +29,41 @@ TOKENS = 100
 
 
 def run(
-    folder, watts=300.0, step_s=0.5, *, steps=60, method=Method.COUNTER, tokens=TOKENS, seed=0, noise=0.02, losses=(), **options
+    folder,
+    watts=300.0,
+    step_s=0.5,
+    *,
+    steps=60,
+    method=Method.COUNTER,
+    tokens=TOKENS,
+    seed=0,
+    noise=0.02,
+    losses=(),
+    start_s=1_700_000_000.0,
+    domain="gpu0",
+    sensor=None,
+    resumed=None,
+    fails_at=None,
+    **options,
 ):
     """A run on a scripted clock, written by the real tracker; returns its directory, true joules a token, and true seconds a step.
 
-    ``losses``: tags, each with what gives its value at a step.
+    ``losses``: tags, each with what gives its value at a step. ``sensor``: what else is known of the domain. ``resumed``: a checkpoint's
+    state. ``fails_at``: the step after which the meter is read no more, while another one of 100 W goes on.
     """
-    clock, rng = ScriptedClock(), random.Random(f"{folder} {seed}")
-    meter = ScriptedMeter(clock, {"gpu0": watts}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
+    clock, rng = ScriptedClock(epoch_unix_ns=int(start_s * 1e9)), random.Random(f"{folder} {seed}")
+    meter = ScriptedMeter(clock, {domain: watts}, method=method, period_s=0.1 if method is Method.COUNTER else 0.0)
+    meter.domains = tuple(replace(one, **(sensor or {})) for one in meter.domains)
+    meters = [meter] if fails_at is None else [meter, ScriptedMeter(clock, {"cpu": 100.0}, period_s=0.1)]
     track = {"intensity": 100.0, "pue": 1.2, "log_every_n_steps": 1, "poll_interval_s": 0.02} | options
     seconds = 0.0
-    with green_torch.track(log_dir=folder, clock=clock, meters=[meter], **track) as tracker:
+    tracker = green_torch.track(log_dir=folder, clock=clock, meters=meters, **track)
+    if resumed:
+        tracker.load_state_dict(resumed)
+    with tracker:
         for step in range(steps):
+            if step == fails_at:
+                meter.fail()
             clock.advance(duration := step_s * rng.gauss(1, noise))
             tracker.step(tokens=tokens)
             for tag, loss in losses:
@@ -49,6 +74,18 @@ def run(
                     clock.advance(3.0)
     measured = max(1, steps - 3)
     return folder, watts * seconds / measured / (tokens or math.nan), seconds / measured
+
+
+def ranks(monkeypatch, folder, watts=(300.0, 300.0), **options):
+    """A job of so many ranks that are at work at the same time; returns its directory. ``watts``: ``None`` where a rank meters nothing."""
+    with monkeypatch.context() as launched:
+        for name, value in {"WORLD_SIZE": len(watts), "MASTER_ADDR": "n1", "MASTER_PORT": 1}.items():
+            launched.setenv(name, str(value))
+        for rank, power in enumerate(watts):
+            launched.setenv("RANK", str(rank))
+            launched.setenv("LOCAL_RANK", str(rank))
+            run(folder, power or 0.0, **({"domain": f"gpu{rank}"} | options))
+    return folder
 
 
 def lines_of(folder):
@@ -104,7 +141,7 @@ def test_a_run_cant_be_told_apart_from_its_like(base, tmp_path):
 
 def test_bounds_of_neighbours_share_their_boundaries(base):
     """A stretch of records is known better than the sum of its records, and the truth lies within."""
-    kept = _read(Path(base[0])).ranks[0][5:25]
+    kept = _read(Path(base[0])).starts[0][0].kept[5:25]
     lo, hi = _stretch_bounds(kept)
     truth = 300.0 * sum(one.record.duration_s for one in kept)
     apart = sum(one.record.energy_hi_j - one.record.energy_lo_j for one in kept)
@@ -156,6 +193,28 @@ def test_losses_are_compared(tmp_path, loss, told):
     page = printed(160, lambda out: [out.print(part) for part in comparison_parts(found, Plan(tokens=1e6))])
     assert ("no saving is claimed" in page) == bool(told)
     assert ("loss within 2 %" in page) != bool(told)
+
+
+def test_losses_are_found_below_the_runs_directory(tmp_path):
+    """Where the Hugging Face Trainer logs them, in ``runs/…`` of its output_dir; the newest, and not those of a run that lies within."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def logged(folder, loss, newest=True):
+        with SummaryWriter(folder) as writer:
+            for step in range(40):
+                writer.add_scalar("train/loss", loss, step)
+        if not newest:
+            (file,) = Path(folder).glob("events.out.tfevents.*")
+            file.rename(file.with_name(f"events.out.tfevents.1000000000{file.name[len('events.out.tfevents.') + 10 :]}"))
+
+    for name, loss in (("a", 1.0), ("b", 50.0)):
+        run(tmp_path / name)
+        logged(tmp_path / name / "runs" / "Nov25_12-00-00_vm", loss)
+        logged(tmp_path / name / "runs" / "Nov26_09-00-00_vm", 7.0, newest=False)
+        run(tmp_path / name / "within", losses=[("train/loss", lambda _: 3.0)])
+    found = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert (found.losses["b"].baseline, found.losses["b"].own) == (1.0, 50.0)
+    assert found.departure("b").startswith("not the same training: train/loss 50 against 1")
 
 
 @pytest.mark.parametrize(
@@ -284,8 +343,8 @@ def test_warm_up_and_counted_steps_are_left_out(copy):
         if line["type"] == "record" and line["step"] in {0, 8}:
             line["flags"] = ["counted"]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (kept,) = _read(copy).ranks
-    assert [one.record.step for one in kept] == [*range(3, 8), *range(9, 60)]
+    ((rank,),) = _read(copy).starts
+    assert [one.record.step for one in rank.kept] == [*range(3, 8), *range(9, 60)]
 
 
 def test_ranks_are_one_run(base, copy):
@@ -310,8 +369,119 @@ def test_records_without_joules_are_left_out_and_told(base, copy):
         line["energy_j"] = line["energy_lo_j"] = line["energy_hi_j"] = None
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = compare_runs([base[0], edited(copy, label="other")])
-    assert found.energy("other") is not None
-    assert any("4 of 57 records hold no joules" in warning for warning in found.warnings)
+    assert found.energy("other").estimate == pytest.approx(0.0, abs=0.02)
+    assert found.result("other").n_steps == 57
+    assert any("a meter failed in 2 of 20 stretches of its records" in warning for warning in found.warnings)
+
+
+def test_a_meter_that_fails_on_the_way_saves_nothing(tmp_path):
+    """What a second meter went on reading is not the run's energy: the rest of the run is compared, with its own bounds, and it is said."""
+    base, other = (run(tmp_path / name, fails_at=at, noise=0.0)[0] for name, at in (("base", 1000), ("other", 30)))
+    found = compare_runs([base, other])
+    energy, result = found.energy("other"), found.result("other")
+    assert energy.estimate == pytest.approx(0.0, abs=0.02)
+    assert energy.instrument_lo < energy.estimate < energy.instrument_hi
+    assert energy.instrument_hi - energy.instrument_lo < 0.1
+    assert result.power_w == pytest.approx(400.0, rel=0.02)
+    assert found.time("other").n_blocks == 20
+    assert result.n_steps == 57
+    (told,) = [one for one in found.warnings if "a meter failed (gpu0) in 11 of 20 stretches of its records" in one]
+    assert told.startswith(str(other))
+    assert told in " ".join(printed(400, lambda out: [out.print(part) for part in comparison_parts(found)]).split())
+
+
+def test_a_meter_that_fails_at_once_leaves_no_energy(tmp_path):
+    """No joules are told, and no saving of them; time is."""
+    base, other = (run(tmp_path / name, fails_at=at)[0] for name, at in (("base", 1000), ("other", 1)))
+    found = compare_runs([base, other])
+    assert found.energy("other") is None
+    assert found.result("other").energy_per_token_j is None
+    assert found.saving("other", planned_tokens=1e6).energy_kwh is None
+    assert found.time("other") is not None
+    assert any("in 20 of 20 stretches" in warning for warning in found.warnings)
+    page = printed(200, lambda out: [out.print(part) for part in comparison_parts(found)])
+    assert "other and base: no energy to compare." in page
+
+
+def test_the_newest_of_several_runs_is_compared(base, tmp_path):
+    """A directory that was used again holds two runs, and their mean is neither: the newest is compared, by its own losses, and it is said."""
+    reused = tmp_path / "reused"
+    run(reused, watts=600.0, start_s=time.time() - 1000.0, losses=[("loss", lambda _: 9.0)])
+    run(reused, watts=200.0, start_s=time.time() - 1.0, losses=[("loss", lambda _: 1.0)])  # its clock begins a second on
+    run(tmp_path / "base", losses=[("loss", lambda _: 1.0)])
+    found = compare_runs([tmp_path / "base", reused])
+    assert found.result("reused").power_w == pytest.approx(200.0, rel=0.02)
+    assert found.result("reused").n_steps == 57
+    assert found.losses["reused"].own == 1.0
+    ids = [read_jsonl(file).manifest.run_id for file, *_ in run_files(reused)]
+    (told,) = [one for one in found.warnings if "holds 2 runs" in one]
+    assert f"the newest, {ids[1]}, is compared, and not {ids[0]}" in told
+    run(reused, steps=2, start_s=time.time())  # one that came to nothing
+    assert compare_runs([base[0], reused]).result("reused").power_w == pytest.approx(200.0, rel=0.02)
+
+
+def test_a_resumed_run_is_one(base, tmp_path):
+    """Its starts bear one run id, and count together."""
+    folder = tmp_path / "resumed"
+    run(folder)
+    manifest = read_jsonl(lines_of(folder)[0]).manifest
+    state = {"run_id": manifest.run_id, "segment": 1, "step": 59, "log_dir": str(folder), "steps_done": 60}
+    run(folder, start_s=1_700_001_000.0, resumed=state)
+    found = compare_runs([base[0], folder])
+    assert found.result("resumed").n_steps == 2 * 57
+    assert not any("runs: the newest" in warning for warning in found.warnings)
+
+
+def test_one_rank_meters_a_node_for_all(monkeypatch, tmp_path):
+    """The other ranks of a CPU job know no joules: those of the node are the job's."""
+    folders = [ranks(monkeypatch, tmp_path / f"{watts:g}", (watts, watts), domain="cpu", noise=0.0) for watts in (100.0, 80.0)]
+    found = compare_runs(folders)
+    assert found.energy("80").estimate == pytest.approx(-0.2, abs=0.01)
+    assert found.energy("80").instrument_lo < -0.2 < found.energy("80").instrument_hi
+    assert found.baseline.power_w == pytest.approx(100.0, rel=0.02)
+    assert found.baseline.energy_per_token_j == pytest.approx(100.0 * 0.5 / (2 * TOKENS), rel=0.02)
+
+
+def test_a_gpu_of_several_ranks_counts_once(monkeypatch, tmp_path):
+    """Two ranks on one GPU meter the same joules, by its UUID."""
+    shared = {"domain": "gpu0", "sensor": {"uuid": "GPU-1"}}
+    folders = [ranks(monkeypatch, tmp_path / f"{watts:g}", (watts, watts), noise=0.0, **shared) for watts in (100.0, 80.0)]
+    found = compare_runs(folders)
+    assert found.baseline.power_w == pytest.approx(100.0, rel=0.02)
+    assert found.energy("80").estimate == pytest.approx(-0.2, abs=0.01)
+
+
+def test_ranks_that_are_missing_are_told(monkeypatch, tmp_path):
+    """What half of a job did on another node's disk is in no figure."""
+    folders = [ranks(monkeypatch, tmp_path / name) for name in ("a", "b")]
+    for folder in folders:
+        run_files(folder)[1][0].unlink()
+    assert any("b: 1 of 2 ranks left no train step that counts" in warning for warning in compare_runs(folders).warnings)
+
+
+def test_more_ranks_per_step(monkeypatch, tmp_path):
+    """Where no units are counted, joules and their bounds are of a step of all ranks: two take twice what one does."""
+    one, *_ = run(tmp_path / "one", tokens=None, noise=0.0)
+    found = compare_runs([one, ranks(monkeypatch, tmp_path / "two", tokens=None, noise=0.0)], force=True)
+    energy = found.energy("two")
+    assert energy.estimate == pytest.approx(1.0, abs=0.01)
+    assert energy.instrument_lo <= energy.estimate <= energy.instrument_hi
+    assert energy.instrument_hi - energy.instrument_lo < 0.1
+
+
+def test_ranks_that_came_and_went(monkeypatch, tmp_path):
+    """Two ranks at first, then one: seconds are the sum of both starts', and watts the mean of 600 and 300."""
+    folder = ranks(monkeypatch, tmp_path / "elastic", noise=0.0)
+    manifest = read_jsonl(run_files(folder)[0][0]).manifest
+    state = {"run_id": manifest.run_id, "segment": 1, "step": 59, "log_dir": str(folder), "steps_done": 60}
+    run(folder, start_s=1_700_001_000.0, resumed=state, noise=0.0)
+    alone, *_ = run(tmp_path / "alone", noise=0.0)
+    elastic = compare_runs([alone, folder], force=True).result("elastic")
+    assert elastic.n_steps == 2 * 57
+    assert elastic.duration_s == pytest.approx(2 * 57 * 0.5)
+    assert elastic.power_w == pytest.approx((600.0 + 300.0) / 2, rel=0.01)
+    assert elastic.step_time_s == pytest.approx(0.5)
+    assert elastic.energy_per_token_j == pytest.approx(300.0 * 0.5 / TOKENS, rel=0.01)
 
 
 def test_other_nodes_have_other_sensors(base, copy, tmp_path):
@@ -355,7 +525,32 @@ def test_a_gain_error_counts_beside_a_sensor_that_states_none(base, copy, tmp_pa
     shifts = [(0.5 * gain + 0.5) / (0.9 * gain + 0.1) for gain in (1.05, 0.95)]
     assert (same.gain_lo, same.gain_hi) == pytest.approx([(1 + same.estimate) * shift - 1 for shift in shifts])
     apart = compare_runs([first, edited(copy, job={"node": "n2"})]).energy("other")
-    assert (apart.gain_lo, apart.gain_hi) == pytest.approx([(1 + apart.estimate) * x - 1 for x in (0.95 / 1.05, 1.05 / 0.95)])
+    shifts = [(0.5 * gain + 0.5) / (0.9 * (2 - gain) + 0.1) for gain in (0.95, 1.05)]
+    assert (apart.gain_lo, apart.gain_hi) == pytest.approx([(1 + apart.estimate) * shift - 1 for shift in shifts])
+
+
+@pytest.mark.parametrize(
+    ("uuids", "nodes", "cancels"),
+    [
+        (("GPU-1", "GPU-1"), ("", ""), True),
+        (("GPU-1", "GPU-2"), ("", ""), False),
+        (("GPU-1", "GPU-2"), ("n1", "n1"), False),
+        (("GPU-1", "GPU-1"), ("n1", "n2"), True),
+        (("", ""), ("n1", "n1"), True),
+        (("", ""), ("", ""), False),
+        (("GPU-1", ""), ("n1", "n1"), False),
+    ],
+)
+def test_a_gain_error_cancels_of_one_sensor_alone(tmp_path, uuids, nodes, cancels):
+    """That is known by the device's UUID, else by its name on one node; of two cards, or what may be two, each has its own."""
+    folders = []
+    for name, watts, uuid, node in zip(("a", "b"), (300.0, 291.0), uuids, nodes, strict=True):
+        folder, *_ = run(tmp_path / name, watts, noise=0.001, sensor={"uuid": uuid, "gain_error": 0.05})
+        folders.append(edited(folder, job={"node": node} if node else {}))
+    energy = compare_runs(folders).energy("b")
+    assert energy.distinguishable == cancels
+    shifts = (1.0, 1.0) if cancels else (0.95 / 1.05, 1.05 / 0.95)
+    assert (energy.gain_lo, energy.gain_hi) == pytest.approx([(1 + energy.estimate) * shift - 1 for shift in shifts])
 
 
 def test_runs_of_one_name_are_told_apart(base, copy):

@@ -166,20 +166,25 @@ def findings(comparison: Compared) -> list[str]:
     if not others:
         lines.append(f"{base.name} alone was measured: there is nothing to compare it with.")
     for result in others:
-        time, energy = comparison.time(result.name), comparison.energy(result.name)
         if departure := comparison.departure(result.name):
             lines.append(f"{result.name} is {departure}: no saving is claimed.")
-        if comparison.headline == "time" or energy is None:
-            lines.append(_sentence(comparison, result, time, "time"))
-            lines += _why(base, result, time)
-        else:
-            lines.append(_sentence(comparison, result, energy, "energy"))
-            if len(others) < _FEW:
-                lines.append(_sentence(comparison, result, time, "time"))
+        lines += _told(comparison, result, few=len(others) < _FEW)
     if others and comparison.headline == "time":
         known = any(comparison.energy(result.name) is not None for result in others)
         lines.append("Energy follows from time: power was modelled." if known else "No energy is known here.")
     return list(dict.fromkeys(lines))
+
+
+def _told(comparison: Compared, result: VariantResult, *, few: bool) -> list[str]:
+    """The findings about one variant: energy before time where it was measured; of many variants then energy alone."""
+    time, energy = comparison.time(result.name), comparison.energy(result.name)
+    by_time = [_sentence(comparison, result, time, "time")]
+    if comparison.headline == "time":
+        return by_time + _why(comparison.baseline, result, time)
+    by_energy = [_sentence(comparison, result, energy, "energy")]
+    if energy is None:
+        return by_time + _why(comparison.baseline, result, time) + by_energy
+    return by_energy + by_time if few else by_energy
 
 
 def _sentence(comparison: Compared, result: VariantResult, found: Difference | None, what: str) -> str:
@@ -375,12 +380,13 @@ def largest(comparison: Comparison) -> Table:
 
 
 def _energy_per(result: VariantResult, unit: str) -> str:
-    """Per token or sample, with bounds where every block has them: the sums of the blocks' own."""
+    """Per token or sample, with bounds where every block has them in which no meter failed: the sums of the blocks' own."""
     value = result.energy_per_token_j if unit == "tokens" else result.energy_per_sample_j
-    work = sum(getattr(block, unit) or 0 for block in result.blocks)
-    los = [block.energy_lo_j for block in result.blocks if block.energy_lo_j is not None]
-    his = [block.energy_hi_j for block in result.blocks if block.energy_hi_j is not None]
-    if not work or len(los) < len(result.blocks) or len(his) < len(result.blocks):
+    blocks = [block for block in result.blocks if block.metered]
+    work = sum(getattr(block, unit) or 0 for block in blocks)
+    los = [block.energy_lo_j for block in blocks if block.energy_lo_j is not None]
+    his = [block.energy_hi_j for block in blocks if block.energy_hi_j is not None]
+    if not work or len(los) < len(blocks) or len(his) < len(blocks):
         return si(value, "J")
     return bounded(value, math.fsum(los) / work, math.fsum(his) / work, joules, between=_NEXT_LINE)
 

@@ -37,7 +37,7 @@ class Trainee:
     """Something that trains step by step. ``train`` takes one optimizer step and returns its loss and the units of its batch.
 
     ``skipped`` counts the steps that a gradient scaler left out so far (``None``: not known). ``describe`` takes what was seen of a step
-    and says what ran in all; empty where only the user knows.
+    and says what ran in all; empty where only the user knows, or nobody could look: what was not seen is not the same.
     """
 
     model: torch.nn.Module | None
@@ -182,7 +182,9 @@ class _Applied:
         return None if fused else self._asked - self._taken
 
     def describe(self, step: Seen) -> str:
-        """What ran."""
+        """What ran; empty where nobody could look."""
+        if not step.operations:
+            return ""
         variant = self._variant
         return "; ".join(
             (

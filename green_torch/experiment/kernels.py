@@ -37,8 +37,6 @@ class Seen:
 
     def __str__(self) -> str:
         """Their number, and a short digest of names and counts: equal where the same operations ran."""
-        if not self.operations:
-            return "operations not seen"
         digest = hashlib.sha256(repr(sorted(self.operations.items())).encode()).hexdigest()[:12]
         return f"{self.operations.total()} operations ({digest})"
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from green_torch.sinks.jsonl import run_files
 from green_torch.sinks.tensorboard import read_scalars
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 # The names under which trainings log their loss, the likeliest first, as in the Green tab (static/data.js).
 _NAMES = ("train_loss", "train/loss", "loss/train", "training_loss", "loss", "Loss/train", "train_loss_step")
+_LOSS = re.compile("loss", re.IGNORECASE)
+_EVENTS = "events.out.tfevents.*"
 _FEWEST_POINTS = 5  # of each curve over the steps that are compared: the mean of fewer says little
 
 Curve = tuple[tuple[int, float], ...]  # step and loss, in order of the steps
@@ -42,10 +46,30 @@ class Losses:
         )
 
 
-def read_curves(folder: Path) -> dict[str, Curve]:
-    """The scalars in the event files of a run's directory that are named like a loss, by tag."""
-    named = re.compile("loss", re.IGNORECASE)
-    return {tag: curve for tag, curve in read_scalars(folder).items() if named.search(tag) and not tag.startswith("green")}
+def read_curves(folder: Path, *, since_unix_s: float = 0.0) -> dict[str, Curve]:
+    """The scalars in a run's event files that are named like a loss, by tag; none that was logged before ``since_unix_s``.
+
+    They are those of the run's own directory; where that has none, of the newest below it that has some and is of no other run: the
+    Hugging Face Trainer logs to ``runs/…`` in its ``output_dir``.
+    """
+    below = {file.parent for file in folder.rglob(_EVENTS)} - {folder}
+    own = [place for place in below if not any(run_files(above) for above in _up_to(place, folder))]
+    for place in (folder, *sorted(own, key=_newest, reverse=True)):
+        scalars = read_scalars(place, since_unix_s=since_unix_s)
+        curves = {tag: curve for tag, curve in scalars.items() if _LOSS.search(tag) and not tag.startswith("green")}
+        if curves:
+            return curves
+    return {}
+
+
+def _up_to(place: Path, folder: Path) -> Iterator[Path]:
+    """A directory and those that it lies in, up to one of them, which is left out."""
+    return takewhile(lambda above: above != folder, (place, *place.parents))
+
+
+def _newest(place: Path) -> str:
+    """The name of a directory's newest event file, which begins with the second of its birth."""
+    return max(file.name for file in place.glob(_EVENTS))
 
 
 def compared(base: Mapping[str, Curve], own: Mapping[str, Curve]) -> Losses | str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from green_torch.experiment.results import (
     Comparison,
     Saving,
     VariantResult,
+    doubts,
     for_json,
     project,
     saving_of,
@@ -31,10 +32,13 @@ from green_torch.experiment.results import (
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
-from green_torch.records import Flag, IntensityPoint, Manifest, Phase, StepRecord, kind_of
+from green_torch.job import sharers, spared
+from green_torch.records import Domain, Flag, IntensityPoint, Manifest, Phase, StepRecord, kind_of
 from green_torch.sinks.codec import plain
-from green_torch.sinks.jsonl import read_jsonl, run_files
+from green_torch.sinks.jsonl import RunFile, read_jsonl, run_files
 from green_torch.statistics import Bounds, Difference, gain_range, unpaired_difference
+from green_torch.totals import of_node
+from green_torch.units import ns_to_s
 
 if TYPE_CHECKING:
     import os
@@ -161,30 +165,51 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class _Rank:
+    """One rank of one start of a run: its records that count. ``metered``: its joules count, for no other rank tells them as well."""
+
+    manifest: Manifest
+    kept: tuple[_Kept, ...]
+    metered: bool
+
+
+_Start = tuple[_Rank, ...]  # the ranks of one start, which take the same steps side by side
+_Stretch = tuple[_Start, ...]  # of every start of a run some records, or none
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """One directory: its records that count, by rank."""
+    """One run in a directory, by its starts. ``since_unix_s``: events before then are another run's."""
 
     path: str
     manifest: Manifest
-    ranks: tuple[tuple[_Kept, ...], ...]
+    starts: _Stretch
     notes: tuple[str, ...]
+    since_unix_s: float = 0.0
 
     @property
     def name(self) -> str:
         """As people call it."""
         return self.manifest.label or self.manifest.run_name
 
-    def records(self) -> Iterator[StepRecord]:
-        """Those that count, of all ranks."""
-        return (one.record for kept in self.ranks for one in kept)
-
     def per_step(self, unit: str) -> float | None:
         """Tokens or samples of all ranks together a step; ``None`` where they were not counted."""
-        shares = []
-        for kept in self.ranks:
-            amount = whole_sum(getattr(one.record, unit) for one in kept)
-            shares.append(None if amount is None else amount / sum(one.record.n_steps for one in kept))
-        return whole_sum(shares)
+        amount = whole_sum(getattr(record, unit) for record in _records(self.starts))
+        return None if amount is None else amount / _n_steps(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A run in stretches, and each as a block of its result."""
+
+    run: _Run
+    stretches: tuple[_Stretch, ...]
+    result: VariantResult
+
+    def metered(self) -> tuple[_Stretch, list[Block]]:
+        """The stretches in which no meter failed, as one, and their blocks."""
+        pairs = [(stretch, block) for stretch, block in zip(self.stretches, self.result.blocks, strict=True) if block.metered]
+        return _joined([stretch for stretch, _ in pairs]), [block for _, block in pairs]
 
 
 def compare_runs(
@@ -195,6 +220,9 @@ def compare_runs(
     region: str | None = None,
 ) -> RecordedComparison:
     """Compares runs on disk with the first of them, per token (else per sample, else per step).
+
+    Where a directory holds several runs, the newest of them is compared, and a warning names the others. Where a meter failed, time and
+    work count, and energy is compared over the rest.
 
     Args:
         paths: the runs' directories (what ``log_dir`` was), two or more.
@@ -221,40 +249,25 @@ def compare_runs(
         )
     names = _names(runs)
     point, pue, pue_source = _grid(runs[0].manifest, region)
-    results = [
-        VariantResult(
-            Variant(name),
-            _blocks(run, pue, point),
-            manifest=replace(run.manifest, intensity=point, pue=pue, pue_source=pue_source),
-            log_dir=run.path,
-        )
-        for name, run in zip(names, runs, strict=True)
-    ]
-    base, *others = results
+    cuts = []
+    for name, run in zip(names, runs, strict=True):
+        stretches = _stretches(run.starts)
+        blocks = tuple(_block(number, stretch, pue, point) for number, stretch in enumerate(stretches))
+        manifest = replace(run.manifest, intensity=point, pue=pue, pue_source=pue_source)
+        cuts.append(_Cut(run, stretches, VariantResult(Variant(name), blocks, manifest=manifest, log_dir=run.path)))
+    base, *others = cuts
     times: dict[str, Difference] = {}
     energies: dict[str, Difference] = {}
-    for result, run in zip(others, runs[1:], strict=True):
-        blocks = [*base.blocks, *result.blocks]
+    for other in others:
+        blocks = (*base.result.blocks, *other.result.blocks)
         unit = next(unit for unit in ("tokens", "samples", "n_steps") if all(getattr(block, unit) for block in blocks))
-        for quantity, found in (("duration_s", times), ("energy_j", energies)):
-            rates = [_rates(side, quantity, unit) for side in (base.blocks, result.blocks)]
-            if rates[0] is None or rates[1] is None:
-                continue
-            bounds = (_whole(runs[0], unit), _whole(run, unit)) if quantity == "energy_j" else (None, None)
-            whole = None not in bounds
-            found[result.name] = unpaired_difference(
-                rates[0],
-                rates[1],
-                confidence=confidence,
-                a_bounds=bounds[0] if whole else None,
-                b_bounds=bounds[1] if whole else None,
-                gain=_gain(runs[0], run) if quantity == "energy_j" else None,
-                n_compared=len(others),
-            )
+        for found, compare_in in ((times, _in_time), (energies, _in_energy)):
+            if (difference := compare_in(base, other, unit, confidence, len(others))) is not None:
+                found[other.result.name] = difference
     losses, unknown = _losses(runs, names)
-    notes = (note for run in runs for note in (*run.notes, *_unchecked(runs[0], run)))
+    notes = (note for cut in cuts for note in (*cut.run.notes, *_doubted(cut), *_unchecked(runs[0], cut.run)))
     return RecordedComparison(
-        results=tuple(results),
+        results=tuple(cut.result for cut in cuts),
         paths=tuple(run.path for run in runs),
         times=times,
         energies=energies,
@@ -274,7 +287,7 @@ def is_run(path: str | Path) -> bool:
 
 
 def _read(path: Path) -> _Run:
-    """All ranks and segments of one directory.
+    """All ranks and segments of one directory's newest run that holds train steps.
 
     Raises:
         ArgumentError: there is no run, or no train step to go by.
@@ -284,26 +297,72 @@ def _read(path: Path) -> _Run:
         inside = sorted(str(child) for child in path.iterdir() if is_run(child)) if path.is_dir() else []
         hint = f"; there are runs within: {' '.join(inside)}" if inside else ""
         raise ArgumentError(f"{path} holds no run (looked for green/rank-00000.segment-….jsonl){hint}")
-    manifests: list[Manifest] = []
-    by_rank: dict[int, list[_Kept]] = {}
-    for file, rank, _ in files:
+    by_run: dict[str, list[RunFile]] = {}
+    for file, _, _ in files:
         content = read_jsonl(file)
-        manifests.append(content.manifest)
-        by_rank.setdefault(rank, []).extend(_typical([one for one in content.records if one.phase is Phase.TRAIN]))
-    read = [kept for kept in by_rank.values() if kept]
-    if not read:
+        by_run.setdefault(content.manifest.run_id, []).append(content)
+    trained = {run_id: starts for run_id, own in by_run.items() if (starts := _starts(own))}  # an evaluation is a run, too
+    if not trained:
         raise ArgumentError(
             f"{path} holds no train step beyond its first {_WARM_UP_STEPS} and those in which FLOPs were counted"
         )
-    known = [[one for one in kept if one.record.energy_j is not None] for kept in read]
-    notes = []
-    if all(known):  # a record that a meter missed would leave the whole run's joules unknown
-        missed = sum(map(len, read)) - sum(map(len, known))
-        notes = [f"{path}: {missed} of {sum(map(len, read))} records hold no joules and are left out"] if missed else []
-        read = known
-    own = [manifest for manifest in manifests if manifest.rank == manifests[0].rank]
-    domains = {domain.name: domain for manifest in manifests for domain in manifest.domains}
-    return _Run(str(path), replace(own[-1], domains=tuple(domains.values())), tuple(map(tuple, read)), tuple(notes))
+    newest = max(trained, key=lambda run_id: max(map(_order, by_run[run_id])))
+    others = [run_id for run_id in trained if run_id != newest]
+    own = by_run[newest]
+    last = max(own, key=lambda one: (-one.manifest.rank, *_order(one))).manifest
+    domains = {domain.name: domain for one in own for domain in one.manifest.domains}
+    return _Run(
+        str(path),
+        replace(last, domains=tuple(domains.values())),
+        trained[newest],
+        tuple(_found(path, newest, others, trained[newest])),
+        ns_to_s(min(one.manifest.started_unix_ns for one in own)) if others else 0.0,
+    )
+
+
+def _order(file: RunFile) -> tuple[int, int]:
+    return file.manifest.started_unix_ns, file.manifest.segment
+
+
+def _found(path: Path, newest: str, others: Sequence[str], starts: _Stretch) -> Iterator[str]:
+    """What must be said of a directory: that it holds other runs, and of which ranks nothing counts."""
+    if others:
+        yield (
+            f"{path} holds {len(others) + 1} runs: the newest, {newest}, is compared, and not {', '.join(others)}. Give each run a "
+            "log_dir of its own"
+        )
+    for start in starts:
+        absent = start[0].manifest.world_size - len(start)
+        if absent > 0:
+            yield (
+                f"{path}: {absent} of {start[0].manifest.world_size} ranks left no train step that counts: what they did and used is "
+                "in no figure"
+            )
+
+
+def _starts(files: Sequence[RunFile]) -> _Stretch:
+    """The starts of a run in order, each with the ranks that were at work together, as far as they hold records that count."""
+    starts: list[list[tuple[RunFile, tuple[_Kept, ...]]]] = []
+    for file in sorted(files, key=lambda one: (*_order(one), one.manifest.rank)):
+        kept = _typical([one for one in file.records if one.phase is Phase.TRAIN])
+        if not kept:
+            continue
+        rank, begun_unix_ns = file.manifest.rank, file.manifest.started_unix_ns
+        if not starts or any(
+            one.manifest.rank == rank or one.records[-1].time_unix_ns <= begun_unix_ns for one, _ in starts[-1]
+        ):
+            starts.append([])
+        starts[-1].append((file, tuple(kept)))
+    return tuple(_start([(file.manifest, kept) for file, kept in start]) for start in starts)
+
+
+def _start(ranks: Sequence[tuple[Manifest, tuple[_Kept, ...]]]) -> _Start:
+    """The ranks of one start; a device that several meter, or a node's that one meters for all, counts once."""
+    manifests = [manifest for manifest, _ in ranks]
+    others = {*sharers({one.rank: one.devices for one in manifests})}
+    if all(of_node(domain.name) for one in manifests for domain in one.domains):
+        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
+    return tuple(_Rank(manifest, kept, manifest.rank not in others) for manifest, kept in ranks)
 
 
 def _typical(records: Sequence[StepRecord]) -> list[_Kept]:
@@ -358,9 +417,14 @@ def _unchecked(base: _Run, run: _Run) -> list[str]:
     return found if run is not base else []
 
 
+def _doubted(cut: _Cut) -> list[str]:
+    """What befell the meters."""
+    return [f"{cut.run.path}: {text}" for text in doubts(cut.result.blocks, "stretches of its records")]
+
+
 def _losses(runs: Sequence[_Run], names: Sequence[str]) -> tuple[dict[str, Losses], list[str]]:
     """The losses of the runs beside the first run's, by name, and of which runs they could not be compared."""
-    base, *others = (read_curves(Path(run.path)) for run in runs)
+    base, *others = (read_curves(Path(run.path), since_unix_s=run.since_unix_s) for run in runs)
     found, unknown = {}, []
     for name, run, curves in zip(names[1:], runs[1:], others, strict=True):
         losses = compared(base, curves)
@@ -378,41 +442,81 @@ def _basis(point: IntensityPoint) -> str:
 # ── blocks and their difference ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _blocks(run: _Run, pue: float, point: IntensityPoint | None) -> tuple[Block, ...]:
-    """Stretches of about as many steps each, all ranks together."""
-    for n in range(min(_BLOCKS, *map(len, run.ranks)), 0, -1):
-        cuts = [_cut(kept, n) for kept in run.ranks]
-        if all(all(groups) for groups in cuts):
-            break
-    return tuple(_block(number, groups, pue, point) for number, groups in enumerate(zip(*cuts, strict=True)))
+def _records(starts: _Stretch, *, metered: bool = False) -> Iterator[StepRecord]:
+    """Those of all ranks; ``metered``: of those ranks alone whose joules count."""
+    return (one.record for start in starts for rank in start if rank.metered or not metered for one in rank.kept)
 
 
-def _cut(kept: Sequence[_Kept], n: int) -> list[list[_Kept]]:
-    """``n`` groups of about as many steps each, in order; some may be empty."""
-    total, done = sum(one.record.n_steps for one in kept), 0
+def _shared(starts: _Stretch, value: Callable[[StepRecord], float]) -> float:
+    """The sum of what the ranks of each start share: their mean."""
+    return math.fsum(
+        math.fsum(value(one.record) for rank in start for one in rank.kept) / len(start) for start in starts if start
+    )
+
+
+def _n_steps(starts: _Stretch) -> float:
+    return _shared(starts, lambda record: record.n_steps)
+
+
+def _stretches(starts: _Stretch) -> tuple[_Stretch, ...]:
+    """Stretches of about as many steps each; in each every rank of a start has records, or none of them."""
+    most = sum(min(len(rank.kept) for rank in start) for start in starts)
+    for n in range(min(_BLOCKS, most), 1, -1):
+        cut = _cut(starts, n)
+        if all(
+            _n_steps(stretch) and all(len({bool(rank.kept) for rank in start}) == 1 for start in stretch) for stretch in cut
+        ):
+            return cut
+    return (starts,)
+
+
+def _cut(starts: _Stretch, n: int) -> tuple[_Stretch, ...]:
+    """``n`` stretches of about as many steps each, in order; some may be empty."""
+    total, done = _n_steps(starts), 0.0
+    cut: list[list[_Start]] = [[] for _ in range(n)]
+    for start in starts:
+        parts = [_parted(rank, done, total, n) for rank in start]
+        for stretch, ranks in zip(cut, zip(*parts, strict=True), strict=True):
+            stretch.append(ranks)
+        done += _n_steps((start,))
+    return tuple(map(tuple, cut))
+
+
+def _parted(rank: _Rank, done: float, total: float, n: int) -> list[_Rank]:
+    """A rank's records by the ``n``-th of the run's steps that each falls in; its start begins after so many that are ``done``."""
     groups: list[list[_Kept]] = [[] for _ in range(n)]
-    for one in kept:
+    for one in rank.kept:
         middle = done + one.record.n_steps / 2
         groups[min(n - 1, int(middle / total * n))].append(one)
         done += one.record.n_steps
-    return groups
+    return [replace(rank, kept=tuple(group)) for group in groups]
 
 
-def _block(number: int, ranks: Sequence[Sequence[_Kept]], pue: float, point: IntensityPoint | None) -> Block:
-    """Sums over the records of all ranks; steps and seconds, which the ranks share, are their mean."""
-    records = [one.record for kept in ranks for one in kept]
+def _joined(stretches: Sequence[_Stretch]) -> _Stretch:
+    """Stretches of one run as one."""
+    return tuple(
+        tuple(replace(parts[0], kept=tuple(one for part in parts for one in part.kept)) for parts in zip(*starts, strict=True))
+        for starts in zip(*stretches, strict=True)
+    )
+
+
+def _block(number: int, stretch: _Stretch, pue: float, point: IntensityPoint | None) -> Block:
+    """Sums over the records of all ranks; steps and seconds, which the ranks of a start share, are their mean."""
+    records = list(_records(stretch))
 
     def total(value: Callable[[StepRecord], float | None]) -> float | None:
         return whole_sum(value(record) for record in records)
 
-    energy_j = total(lambda record: record.energy_j)
-    bounds = _bounds([one for kept in ranks for one in kept])
+    flags = _flags(stretch)
+    metered = not any(flag.startswith(Flag.METER_FAILED) for flag in flags)
+    energy_j = whole_sum(record.energy_j for record in _records(stretch, metered=True)) if metered else None
+    bounds = _bounds(stretch) if metered else None
     tokens, samples = total(lambda record: record.tokens), total(lambda record: record.samples)
     return Block(
         round=number,
         position=0,
-        n_steps=round(sum(record.n_steps for record in records) / len(ranks)),
-        duration_s=math.fsum(record.duration_s for record in records) / len(ranks),
+        n_steps=round(_n_steps(stretch)),
+        duration_s=_shared(stretch, lambda record: record.duration_s),
         energy_j=energy_j,
         energy_lo_j=bounds[0] if bounds else None,
         energy_hi_j=bounds[1] if bounds else None,
@@ -426,12 +530,40 @@ def _block(number: int, ranks: Sequence[Sequence[_Kept]], pue: float, point: Int
         samples=None if samples is None else int(samples),
         loss=None,
         peak_memory_bytes=max((record.peak_memory_bytes for record in records if record.peak_memory_bytes), default=None),
-        flags=tuple(sorted({flag for record in records for flag in record.flags})),
-        domains_j=_by_sensor(records),
+        flags=flags,
+        domains_j=_by_domain(stretch) if metered else {},
     )
 
 
-def _bounds(kept: Sequence[_Kept]) -> Bounds | None:
+def _flags(stretch: _Stretch) -> tuple[str, ...]:
+    """Those of the records; a meter's of the ranks whose joules count, where one that is silent has failed."""
+    found: set[str] = set()
+    for rank in (rank for start in stretch for rank in start):
+        own = {flag for one in rank.kept for flag in one.record.flags if rank.metered or ":" not in flag}
+        if rank.metered and rank.manifest.domains and any(one.record.energy_j is None for one in rank.kept):
+            own |= set() if any(flag.startswith(Flag.METER_FAILED) for flag in own) else {str(Flag.METER_FAILED)}
+        found |= own
+    return tuple(sorted(found))
+
+
+def _by_domain(starts: _Stretch) -> dict[str, float]:
+    """Joules by the kind of device."""
+    sums: dict[str, float] = {}
+    for domain in (domain for record in _records(starts, metered=True) for domain in record.domains):
+        sums[kind_of(domain.name)] = sums.get(kind_of(domain.name), 0.0) + domain.energy_j
+    return sums
+
+
+def _bounds(starts: _Stretch) -> Bounds | None:
+    """What the meters warrant of all ranks' joules together; ``None`` where one has no bounds."""
+    found = [_bounds_of(rank.kept) for start in starts for rank in start if rank.metered and rank.kept]
+    known = [bounds for bounds in found if bounds is not None]
+    if not known or len(known) < len(found):
+        return None
+    return math.fsum(lo for lo, _ in known), math.fsum(hi for _, hi in known)
+
+
+def _bounds_of(kept: Sequence[_Kept]) -> Bounds | None:
     """What the meters warrant of these records' joules together; ``None`` where one has no bounds.
 
     Records that follow each other share their boundaries: between the running totals before the first and after the last there are
@@ -467,41 +599,69 @@ def _stretch_bounds(stretch: Sequence[_Kept]) -> Bounds | None:
     return max(lows, end.energy_lo_j - first_hi), min(highs, end.energy_hi_j - first_lo)
 
 
-def _whole(run: _Run, unit: str) -> Bounds | None:
-    """What the meters warrant of the whole run's joules per unit of work."""
-    bounds = [found for kept in run.ranks if (found := _bounds(kept))]
-    work = whole_sum(getattr(record, unit) for record in run.records())
-    if len(bounds) < len(run.ranks) or not work:
+def _in_time(base: _Cut, other: _Cut, unit: str, confidence: float, n_compared: int) -> Difference | None:
+    """How two runs differ in time per unit of work."""
+    rates = [_rates(cut.result.blocks, "duration_s", unit) for cut in (base, other)]
+    if rates[0] is None or rates[1] is None:
         return None
-    return math.fsum(lo for lo, _ in bounds) / work, math.fsum(hi for _, hi in bounds) / work
+    return unpaired_difference(rates[0], rates[1], confidence=confidence, n_compared=n_compared)
 
 
-def _gain(base: _Run, run: _Run) -> Bounds | None:
+def _in_energy(base: _Cut, other: _Cut, unit: str, confidence: float, n_compared: int) -> Difference | None:
+    """How two runs differ in energy per unit of work, where no meter failed; ``None`` where it is not known."""
+    (base_stretch, base_blocks), (stretch, blocks) = base.metered(), other.metered()
+    rates = [_rates(side, "energy_j", unit) for side in (base_blocks, blocks)]
+    if rates[0] is None or rates[1] is None:
+        return None
+    bounds = (_whole(base_stretch, base_blocks, unit), _whole(stretch, blocks, unit))
+    whole = None not in bounds
+    return unpaired_difference(
+        rates[0],
+        rates[1],
+        confidence=confidence,
+        a_bounds=bounds[0] if whole else None,
+        b_bounds=bounds[1] if whole else None,
+        gain=_gain((base.run.path, base_stretch), (other.run.path, stretch)),
+        n_compared=n_compared,
+    )
+
+
+def _whole(starts: _Stretch, blocks: Sequence[Block], unit: str) -> Bounds | None:
+    """What the meters warrant of these joules together per unit of work, which is the blocks'."""
+    bounds, work = _bounds(starts), whole_sum(getattr(block, unit) for block in blocks)
+    return None if bounds is None or not work else (bounds[0] / work, bounds[1] / work)
+
+
+def _gain(*sides: tuple[str, _Stretch]) -> Bounds | None:
     """The factors that the sensors' gain errors may have put on the ratio of two runs' joules; ``None`` where none is stated.
 
-    The same sensors, unless both runs tell their nodes and these differ: then no gain cancels.
+    Of one and the same sensor the error cancels; of two, each may be off by its own.
     """
+    sums: list[dict[str, float]] = []
     errors: dict[str, float] = {}
-    for domain in (*base.manifest.domains, *run.manifest.domains):
-        if domain.gain_error is not None:
-            errors[kind_of(domain.name)] = max(domain.gain_error, errors.get(kind_of(domain.name), 0.0))
-    nodes = [own.manifest.job.get("node") for own in (base, run)]
-    if all(nodes) and nodes[0] != nodes[1]:
-        worst = max(errors.values(), default=1.0)
-        return None if worst >= 1 else ((1 - worst) / (1 + worst), (1 + worst) / (1 - worst))
-    return gain_range(_by_sensor(base.records()), _by_sensor(run.records()), errors)
+    for path, starts in sides:
+        joules: dict[str, float] = {}
+        for rank in (rank for start in starts for rank in start if rank.metered):
+            sensors = {domain.name: _sensor(path, rank.manifest, domain) for domain in rank.manifest.domains}
+            for domain in rank.manifest.domains:
+                if domain.gain_error is not None:
+                    sensor = sensors[domain.name]
+                    errors[sensor] = max(domain.gain_error, errors.get(sensor, 0.0))
+            for part in (part for one in rank.kept for part in one.record.domains):
+                sensor = sensors.get(part.name, part.name)
+                joules[sensor] = joules.get(sensor, 0.0) + part.energy_j
+        sums.append(joules)
+    a, b = ({name: joules.get(name, 0.0) for name in {**sums[0], **sums[1]}} for joules in sums)
+    return gain_range(a, b, errors)
 
 
-def _by_sensor(records: Iterable[StepRecord]) -> dict[str, float]:
-    sums: dict[str, float] = {}
-    for record in records:
-        for domain in record.domains:
-            kind = kind_of(domain.name)
-            sums[kind] = sums.get(kind, 0.0) + domain.energy_j
-    return sums
+def _sensor(path: str, manifest: Manifest, domain: Domain) -> str:
+    """What two runs know a sensor by: its device's UUID, else its name on a node; where neither is told, no other run knows it."""
+    return domain.uuid or f"{domain.name} of {manifest.job.get('node') or path}"
 
 
 def _rates(blocks: Sequence[Block], quantity: str, unit: str) -> list[float] | None:
     """Per unit of work, block by block; ``None`` where one is not known, or none."""
     found = [(getattr(block, quantity), getattr(block, unit)) for block in blocks]
-    return [amount / work for amount, work in found] if all(amount and work and amount > 0 for amount, work in found) else None
+    rates = [amount / work for amount, work in found if amount and work and amount > 0]
+    return rates if rates and len(rates) == len(found) else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from green_torch.errors import ArgumentError
 from green_torch.experiment.variants import Variant, parse_variant
-from green_torch.records import DevicePeak, Manifest, Method
+from green_torch.records import DevicePeak, Flag, Manifest, Method
 from green_torch.statistics import Bounds, Difference, gain_range, mean_interval, paired_difference
 from green_torch.units import S_PER_HOUR, joules_to_kwh
 
@@ -25,6 +25,17 @@ HOTTER_C = (
 LOSS_TOLERANCE = 0.02  # relative: losses further apart are not of the same training
 FINDABLE = (0.02, 0.01)  # relative differences: how many blocks would find them is told where none was found
 NOT_FIT = "does not fit in memory"  # what the error of a variant that ran out of memory begins with
+_OF_ENERGY = {"energy_j", "energy_lo_j", "energy_hi_j", "emissions_g", "operational_g"}  # known where all meters were read
+_DOUBTS = {  # what is said of the energy of blocks that bear a flag: what befell a meter, and what it means for the figures
+    Flag.METER_FAILED: ("a meter failed", "their energy is left out"),
+    Flag.COUNTER_RESET: ("a counter went back or leapt", "their joules across that are bounded by the power limit only"),
+    Flag.COUNTER_STUCK: ("a counter stood still", "their joules are taken at the last power"),
+    Flag.PART_TIME: (
+        "a counter sees only part of the power, and steps were in time with it",
+        "their joules may be off by tens of percent; another batch size mends it",
+    ),
+    Flag.LATE: ("a counter did not change for 2 s or longer", "where their joules begin or end is extrapolated"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,8 @@ class Block:
 
     ``emissions_g`` are operational grams and, where they are counted, those of manufacturing: these are ``embodied_g``, ``None`` where not.
     ``capacity_flops`` is the peak times the duration: what the device could have done. ``loss`` is ``None`` where the user's own step gives
-    none. ``domains_j`` are the joules of each device. ``temperature_c`` is the highest seen, ``sm_clock_mhz`` the mean, and ``throttled``
+    none. ``domains_j`` are the joules of each device. ``flags`` are those of its records: where a meter failed, energy and what follows
+    from it are left out of every figure. ``temperature_c`` is the highest seen, ``sm_clock_mhz`` the mean, and ``throttled``
     what held the clock back at any look, on any NVIDIA GPU in use; ``memory_traffic_bytes`` went between these and their memories;
     ``None`` and empty where nothing tells. ``n_skipped`` steps were left out by the gradient scaler (``None``: not known).
     """
@@ -62,6 +74,15 @@ class Block:
     memory_traffic_bytes: float | None = None
     embodied_g: float | None = None
 
+    def flagged(self, flag: Flag) -> bool:
+        """As :meth:`StepRecord.flagged`."""
+        return any(own == flag or own.startswith(f"{flag}:") for own in self.flags)
+
+    @property
+    def metered(self) -> bool:
+        """Whether no meter failed in it; else joules are missing, and what is left of them would read as a saving."""
+        return not self.flagged(Flag.METER_FAILED)
+
     @property
     def operational_g(self) -> float | None:
         """gCO2e of its energy alone; ``None`` where energy or grid is not known."""
@@ -72,12 +93,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class VariantResult:
-    """What one variant did, over its measured blocks: rates are ratios of sums over them. ``error`` says what ended it early, if anything did.
+    """What one variant did, over its measured blocks: rates are ratios of sums over them, of energy over those in which no meter failed.
 
+    ``error`` says what ended it early, if anything did.
     ``kernels`` are the attention kernels that ran in one warm step ("math", "flash", ...), empty where none did or nobody looked.
     ``ran`` describes what the library ran (kernels, effective precision, checkpointing, compilation, batch size): two variants with
-    the same text did the same; empty where the user's own code applied the variant (``applied_by_user``). ``n_skipped_warming`` steps
-    were left out by the gradient scaler before the first block.
+    the same text did the same; empty where the user's own code applied the variant (``applied_by_user``), and where nobody could look.
+    ``n_skipped_warming`` steps were left out by the gradient scaler before the first block.
     """
 
     variant: Variant
@@ -216,7 +238,7 @@ class VariantResult:
         return {domain.name: domain.method for domain in self.manifest.domains} if self.manifest else {}
 
     def _typical(self, quantity: str, unit: str) -> float | None:
-        """The quantity of all blocks over their unit of work; ``None`` where one block doesn't know its own."""
+        """The quantity of all blocks that tell it over their unit of work; ``None`` where one of them doesn't know its own."""
         return _rate(self.blocks, quantity, unit)
 
     def to_dict(self) -> dict[str, Any]:
@@ -349,7 +371,7 @@ class Comparison:
         return self._difference(name, "duration_s")
 
     def energy(self, name: str) -> Difference | None:
-        """Energy per unit of work against the baseline; ``None`` also where energy is not known."""
+        """Energy per unit of work against the baseline, in the rounds in which no meter failed; ``None`` also where energy is not known."""
         return self._difference(name, "energy_j")
 
     def memory_traffic(self, name: str) -> Difference | None:
@@ -400,7 +422,7 @@ class Comparison:
         return ""
 
     def notes(self, name: str) -> tuple[str, ...]:
-        """What a reader of a variant's figures must know: who applied it, what ran, what was skipped, how hot it was."""
+        """What a reader of a variant's figures must know: who applied it, what ran, what was skipped, how hot it was, how its meters did."""
         own, base = self.result(name), self.baseline
         said = []
         if own.applied_by_user:
@@ -425,7 +447,7 @@ class Comparison:
         if hotter and (mean := math.fsum(hotter) / len(hotter)) > HOTTER_C:
             said.append(f"ran {mean:.0f} °C hotter than {base.name} (more than {HOTTER_C:g} °C): heat costs watts of its own")
         said += [f"throttled in {n} of {len(own.blocks)} blocks: {reason}" for reason, n in own.throttled.items()]
-        return tuple(said)
+        return (*said, *doubts(own.blocks, "blocks"))
 
     def saving(
         self,
@@ -483,8 +505,9 @@ class Comparison:
         }
 
     def _difference(self, name: str, quantity: str) -> Difference | None:
-        """Pairs the blocks of each round; per token, else per sample, else per step."""
+        """Pairs the blocks of each round that tell the quantity; per token, else per sample, else per step."""
         pairs = _paired(self.baseline, self.result(name))
+        pairs = [pair for pair in pairs if len(_telling(pair, quantity)) == len(pair)]
         if not pairs:
             return None
         sides = list(zip(*pairs, strict=True))
@@ -523,6 +546,18 @@ class Comparison:
                 total.update(block.domains_j)
         manifest = self.baseline.manifest
         return gain_range(of_a, of_b, {domain.name: domain.gain_error for domain in manifest.domains}) if manifest else None
+
+
+def doubts(blocks: Sequence[Block], what: str) -> list[str]:
+    """What befell the meters in so many of the blocks, which are called ``what``, and what that means for their energy."""
+    found = []
+    for flag, (befell, meaning) in _DOUBTS.items():
+        n = sum(block.flagged(flag) for block in blocks)
+        if n:
+            names = {own.partition(":")[2] for block in blocks for own in block.flags if own.partition(":")[0] == flag} - {""}
+            whose = f" ({', '.join(sorted(names))})" if names else ""
+            found.append(f"{befell}{whose} in {n} of {len(blocks)} {what}: {meaning}")
+    return found
 
 
 def for_json(found: Difference | None, departure: str) -> dict[str, Any] | None:
@@ -648,23 +683,29 @@ def _later_losses(pairs: Sequence[tuple[Block, Block]]) -> list[tuple[float, flo
     return [(a.loss, b.loss) for a, b in pairs[len(pairs) // 2 :] if a.loss is not None and b.loss is not None]
 
 
+def _telling(blocks: Sequence[Block], quantity: str) -> list[Block]:
+    """The blocks that tell a quantity: where a meter failed none of energy, or of what follows from it."""
+    return [block for block in blocks if block.metered or quantity not in _OF_ENERGY]
+
+
 def _rates(blocks: Sequence[Block], quantity: str, unit: str) -> list[float] | None:
-    """The quantity per unit of work of each block; ``None`` where one is not known."""
-    rates = [_ratio(getattr(block, quantity), getattr(block, unit)) for block in blocks]
+    """The quantity per unit of work of each block that tells it; ``None`` where one is not known."""
+    rates = [_ratio(getattr(block, quantity), getattr(block, unit)) for block in _telling(blocks, quantity)]
     known = [rate for rate in rates if rate is not None]
     return known if known and len(known) == len(rates) else None
 
 
 def _rate(blocks: Sequence[Block], quantity: str, unit: str) -> float | None:
-    """The quantity of all blocks together per unit of their work; ``None`` where one is not known."""
+    """The quantity of all blocks that tell it per unit of their work; ``None`` where one is not known."""
     rates = _rates(blocks, quantity, unit)
     if rates is None or min(rates) < 0:
         return None
-    return _ratio(*(whole_sum(getattr(block, name) for block in blocks) for name in (quantity, unit)))
+    telling = _telling(blocks, quantity)
+    return _ratio(*(whole_sum(getattr(block, name) for block in telling) for name in (quantity, unit)))
 
 
 def _bounds(blocks: Sequence[Block], unit: str) -> list[tuple[float, float]] | None:
-    """The meter's bounds of each block's joules per unit of work; ``None`` where one has none."""
+    """The meter's bounds of each block's joules per unit of work, where no meter failed; ``None`` where one has none."""
     lows, highs = _rates(blocks, "energy_lo_j", unit), _rates(blocks, "energy_hi_j", unit)
     return None if lows is None or highs is None else list(zip(lows, highs, strict=True))
 

@@ -24,7 +24,7 @@ from green_torch.experiment.conditions import watch
 from green_torch.experiment.kernels import Seen, seen
 from green_torch.experiment.results import NOT_FIT, Block, built_in, whole_sum
 from green_torch.experiment.variants import Build, UserStep, Variant, Workload
-from green_torch.records import Item, Manifest, Phase, RunSummary, StepRecord
+from green_torch.records import Flag, Item, Manifest, Phase, RunSummary, StepRecord
 from green_torch.sinks.codec import plain
 from green_torch.surroundings import peak_memory_bytes
 
@@ -459,12 +459,16 @@ class _Records:
 
 
 def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
-    """Sums records; where some are missing, what they would have told is not known."""
+    """Sums records; where some are missing, what they would have told is not known, and where a meter failed the joules are not."""
     n_steps = span.last_step - span.first_step + 1
     whole = sum(record.n_steps for record in records) == n_steps
+    metered = whole and not any(record.flagged(Flag.METER_FAILED) for record in records)
 
     def total(name: str) -> float | None:
         return whole_sum(getattr(record, name) for record in records) if whole else None
+
+    def of_energy(name: str) -> float | None:
+        return total(name) if metered else None
 
     def count(name: str) -> int | None:
         found = total(name)
@@ -475,10 +479,10 @@ def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
         position=order.position,
         n_steps=n_steps,
         duration_s=total("duration_s") or span.duration_s,
-        energy_j=total("energy_j"),
-        energy_lo_j=total("energy_lo_j"),
-        energy_hi_j=total("energy_hi_j"),
-        emissions_g=total("emissions_g"),
+        energy_j=of_energy("energy_j"),
+        energy_lo_j=of_energy("energy_lo_j"),
+        energy_hi_j=of_energy("energy_hi_j"),
+        emissions_g=of_energy("emissions_g"),
         embodied_g=total("embodied_g"),
         model_flops=total("model_flops"),
         hardware_flops=total("hardware_flops"),
@@ -488,7 +492,7 @@ def _block(order: Order, span: _Span, records: Sequence[StepRecord]) -> Block:
         loss=span.loss,
         peak_memory_bytes=span.peak_memory_bytes,
         flags=tuple(sorted({flag for record in records for flag in record.flags})),
-        domains_j=_by_domain(records) if whole else {},
+        domains_j=_by_domain(records) if metered else {},
         n_skipped=span.n_skipped,
         **span.conditions,
     )

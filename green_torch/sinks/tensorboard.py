@@ -256,8 +256,11 @@ def totals(own: RunTotals | JobTotals, carried: Manifest | JobTotals | None) -> 
     yield "green/emissions_total_gCO2e", _sum(own.emissions_g, emissions_g)
 
 
-def read_scalars(folder: Path, *, most: int = 10_000) -> dict[str, tuple[tuple[int, float], ...]]:
-    """Step and value of every scalar in the event files of a directory, by tag, in order of the steps; of a long one ``most`` at random."""
+def read_scalars(folder: Path, *, most: int = 10_000, since_unix_s: float = 0.0) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Step and value of every scalar in the event files of a directory, by tag, in order of the steps; of a long one ``most`` at random.
+
+    What was logged before ``since_unix_s`` is left out.
+    """
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # as above
@@ -267,7 +270,11 @@ def read_scalars(folder: Path, *, most: int = 10_000) -> dict[str, tuple[tuple[i
 
     events = EventAccumulator(str(folder), {SCALARS: most})
     events.Reload()
-    return {tag: tuple(sorted((event.step, event.value) for event in events.Scalars(tag))) for tag in events.Tags()[SCALARS]}
+    found = {
+        tag: tuple(sorted((event.step, event.value) for event in events.Scalars(tag) if event.wall_time >= since_unix_s))
+        for tag in events.Tags()[SCALARS]
+    }
+    return {tag: curve for tag, curve in found.items() if curve}
 
 
 def _sum(own: float | None, carried: float | None) -> float | None:
