@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from green_torch.records import Deferral, JobTotals, Method, Phase
 from green_torch.schedule.accounting import handed
 from green_torch.sinks.codec import plain
 from green_torch.sinks.tensorboard import TensorBoardSink
-from green_torch.statistics import gain_range, mean_interval, t_quantile
+from green_torch.statistics import gain_range, mean_interval, t_quantile, unpaired_difference
 from green_torch.surroundings import DEFERRAL
 from tests.green_page import CHROMIUM, DRAWN, NAMES, Tab, chromium
 from tests.green_runs import (
@@ -261,6 +262,10 @@ def test_the_formulas_are_those_of_statistics(tab: Tab) -> None:
         assert [own[key] for key in ("mean", "lo", "hi", "nEffective")] == pytest.approx(
             [wanted.mean, wanted.lo, wanted.hi, wanted.n_effective], rel=1e-9, abs=1e-9
         )
+    apart = [[math.exp(0.01 * value) for value in values] for values in series]
+    for a, b in itertools.pairwise(apart):
+        other, own = unpaired_difference(a, b), tab.run_js("return stats.difference(x[0], x[1]);", [a, b])
+        assert [own[key] for key in ("estimate", "lo", "hi")] == pytest.approx([other.estimate, other.lo, other.hi], rel=1e-9)
     asked = [(p, dof) for p in (0.6, 0.95, 0.975, 0.9975) for dof in (1, 1.5, 3, 17.3, 120, 5000)]
     assert tab.run_js("return x.map(([p, dof]) => stats.tQuantile(p, dof));", asked) == pytest.approx(
         [t_quantile(*one) for one in asked], rel=1e-9

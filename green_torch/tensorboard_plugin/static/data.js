@@ -161,6 +161,7 @@ function readSnapshot(snapshot, bare) {
     originS: number(snapshot.origin_unix_s),
     domains: list(manifest.domains).map(object).map((domain) => ({
       name: text(domain.name),
+      sensor: text(domain.uuid) || `${text(domain.name)} of ${text(object(manifest.job).node) || bare.id}`, // as recorded.py knows it
       method: text(domain.method),
       device: text(domain.device),
       source: text(domain.source),
@@ -416,11 +417,12 @@ function pairs(base, run) {
 export const isPaired = (base, run) => base !== run && pairs(base, run).length > 0;
 
 /** The difference by pairs of blocks: the same as Comparison.time and .energy of green_torch/experiment/results.py. */
-function paired(base, run, together, quantity, nCompared) {
-  const [top, unit] = [QUANTITIES[quantity], Object.values(WORK).find((work) => together.every((pair) => pair.every((block) => block[work])))];
+function paired(base, run, rounds, quantity, nCompared) {
+  const [top, unit] = [QUANTITIES[quantity], Object.values(WORK).find((work) => rounds.every((pair) => pair.every((block) => block[work])))];
+  const together = rounds.filter((pair) => pair.every((block) => known(block[top]))); // a meter may have failed in some
   const rates = (name) => [0, 1].map((side) => together.map((pair) => (known(pair[side][name]) ? pair[side][name] / pair[side][unit] : NaN)));
   const [a, b] = rates(top);
-  if (![...a, ...b].every((rate) => rate > 0)) return { refused: quantity === "energy" ? "energy was not measured in both" : "not known in both" };
+  if (!together.length || ![...a, ...b].every((rate) => rate > 0)) return { refused: quantity === "energy" ? "energy was not measured in both" : "not known in both" };
   const { confidence, looking } = base.comparison;
   const settings = { gaps: together.map(([x, y]) => y.position - x.position), confidence, looking, nCompared };
   if (quantity === "energy") {
@@ -480,22 +482,15 @@ function instrument(base, run) {
   return [(ratioOf * run.bounds[0]) / base.bounds[1] - 1, (ratioOf * run.bounds[1]) / base.bounds[0] - 1];
 }
 
-/** How far the sensors' gain errors may shift the ratio: of the same sensors together, of other devices each by itself. */
+/** How far the sensors' gain errors may shift the ratio: of one and the same sensor the error cancels, of two each may be off by its own. */
 function gains(base, run) {
-  const byKind = (one) => {
-    const found = new Map();
-    for (const { name, energyJ, gainError } of one.domains) {
-      const [joules, error] = found.get(unnumbered(name)) ?? [0, null];
-      found.set(unnumbered(name), [joules + (energyJ ?? NaN), gainError === null ? error : Math.max(error ?? 0, gainError)]);
-    }
-    return found;
-  };
-  const [a, b] = [byKind(base), byKind(run)];
-  if (devices(base) === devices(run) && [...a.keys()].every((kind) => b.has(kind)) && a.size === b.size) {
-    return gainRange([...a].map(([kind, [joules, error]]) => [joules, b.get(kind)[0], error]));
-  }
-  const worst = [base, run].map((one) => Math.max(...one.domains.map((domain) => domain.gainError).filter(known)));
-  return worst.every(known) ? [(1 - worst[1]) / (1 + worst[0]), (1 + worst[1]) / (1 - worst[0])] : null;
+  const [errors, joules] = [new Map(), [new Map(), new Map()]];
+  [base, run].forEach((one, side) => one.domains.forEach(({ sensor, energyJ, gainError }) => {
+    joules[side].set(sensor, (joules[side].get(sensor) ?? 0) + (energyJ ?? NaN));
+    if (known(gainError)) errors.set(sensor, Math.max(gainError, errors.get(sensor) ?? 0));
+  }));
+  const sensors = [...new Set(joules.flatMap((side) => [...side.keys()]))];
+  return gainRange(sensors.map((sensor) => [...joules.map((side) => side.get(sensor) ?? 0), errors.get(sensor) ?? null]));
 }
 
 /** TensorBoard runs that may hold this run's loss: its own, and the one above where ours had to be the sub-run "green". */
