@@ -1102,6 +1102,19 @@ class TestRealWorkers:
         assert found.result("b").applied_by_user
         assert found.notes("b")[0] == "variant applied by the user's code"
 
+    def test_a_variant_that_died_is_not_waited_for(self):
+        """The width that ends the looking is that of the variants that still get blocks, not of one whose interval stays as wide as it was."""
+        plan = _Plan.made(
+            3, blocks=None, steps_per_block=None, until=0.01, budget_s=None, budget_j=None, confidence=0.95, loss_tolerance=0.02
+        )
+        base, live = (
+            result(name, [block(k, seconds=s + 0.001 * (k % 3)) for k in range(20)]) for name, s in (("a", 1.0), ("b", 0.9))
+        )
+        dead = result("c", [block(k, seconds=1 + 0.5 * (k % 2)) for k in range(12)], error="RuntimeError: died")
+        found = comparison(base, live, dead)
+        assert found.time("c").half_width > 0.1
+        assert plan.half_width(found) < 0.01
+
     def test_until_without_a_baseline(self, unpaired):
         """Where no difference is left to watch, the others get the usual blocks all the same, and no more."""
         assert (unpaired.stopped, unpaired.until) == ("failed", 0.01)

@@ -282,12 +282,12 @@ class _Plan:
         """The widest interval of those that still can get narrower; ``None`` while one has no interval, or too few blocks."""
         widths = []
         for result in found.results[1:]:
+            if result.error is not None:  # it gets no more blocks
+                continue
             difference = found.energy(result.name) if found.headline == "energy" else None
             difference = difference or found.time(result.name)
             if difference is None or difference.half_width is None or difference.n_blocks < MIN_PAIRS_LOOKING:
-                if result.error is None:
-                    return None
-                continue
+                return None
             widths.append(difference.half_width)
         return max(widths, default=None)
 
