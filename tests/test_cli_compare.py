@@ -805,6 +805,26 @@ def test_nothing_left_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ((None, "ValueError: broken"), 1),
+        (("does not fit in memory: 9 GB", None), 1),
+        ((None, "does not fit in memory: 9 GB"), 0),
+        ((None, "can't run here: no FP8"), 0),
+        ((None, None), 0),
+    ],
+)
+def test_a_failure_ends_with_1(errors: tuple[str | None, ...], code: int) -> None:
+    """A baseline that was not measured, or a variant that broke; one that doesn't fit or can't run here is a finding."""
+    results = tuple(
+        result(name, BASE) if error is None else VariantResult(parse_variant(name), error=error)
+        for name, error in zip(("fp32", "bf16"), errors, strict=True)
+    )
+    found = Found(Comparison(results, 10, 0.95, 0.02), None, None, 0)
+    assert found.failed == bool(code)
+
+
 def test_ctrl_c_keeps_the_blocks_so_far(tmp_path: Path) -> None:
     """Interrupted while measuring: exit code 130, and the blocks measured until then are in the output."""
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -164,6 +165,14 @@ def test_a_card_without_a_published_footprint_says_so():
     assert found.device == "NVIDIA GeForce RTX 4090"
     assert found.embodied is None
     assert any("--embodied-kg" in line for line in found.missing)
+
+
+def test_a_run_that_outlives_its_cards_says_so():
+    """One card for GPT-3 would take six lives: told, with the option that shares the work, and not where enough cards are given."""
+    asked = Asked(gpu="H100", flops=3.14e23, mfu="0.35-0.45")
+    (told,) = (line for line in examine(asked).missing if "--count" in line)
+    assert "years on one card" in told
+    assert not any("--count" in line for line in examine(replace(asked, count=128)).missing)
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -12,8 +13,9 @@ from rich.console import Console
 from torch import nn
 
 from green_torch.cli import flops, main
-from green_torch.errors import ArgumentError
+from green_torch.errors import ArgumentError, CountingError
 from green_torch.flops import count_flops
+from green_torch.records import FlopCount
 
 FACTORIES = """
 import torch
@@ -169,6 +171,23 @@ def test_a_wrong_target_says_what_to_type(module, target, batch, words):
     """Whatever is wrong with the factory or a shape is an argument error that names it."""
     with pytest.raises(ArgumentError, match=words):
         flops.examine(target.format(module), batch)
+
+
+def test_a_model_without_inputs_says_what_to_type(module):
+    """The shapes as --batch takes them, those of an Embedding's ids too, or a factory that gives them."""
+    with pytest.raises(CountingError, match=r"--batch 8x64:int64 .*\(model, args\)"):
+        flops.examine(f"{module}:net")
+
+
+def test_a_long_operation_is_broken_between_words():
+    """In 80 columns no line ends within a word of its name."""
+    total = FlopCount(1e12, 1e12, 0.0, {}, ())
+    op = flops.Sum(
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward", "backward", 0, 1, 1e12, 1e12, 0.0, ("sdpa/float32",)
+    )
+    console = Console(file=io.StringIO(), width=80)
+    flops.show(flops.Report(flops.SCHEMA, "Net", (), 1, total, (), (op,), ()), console)
+    assert re.search(r"\n_scaled_dot_product_ .*\nflash_attention_for_ .*\ncpu_backward backward", console.file.getvalue())
 
 
 def test_the_command_fails_in_one_line(module, capsys):

@@ -9,10 +9,12 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from green_torch.cli import main, report
 from green_torch.records import Deferral, Domain, Embodied, IntensityPoint, Method
@@ -138,6 +140,30 @@ def test_detail_reads_the_records(runs: Path, capsys: pytest.CaptureFixture[str]
     text = run(capsys, runs, "--detail")
     assert re.search(r"bf16 +20 +167 mWh.*\nddp +\n", text)
     assert re.search(r" +killed +10 +after 6 +83.3 mWh +50.0 mWh.*\non +\nrank 0, start 1 ", text)
+
+
+def test_no_table_crops_a_unit(runs: Path) -> None:
+    """At every width from 40 up all that a table holds is printed, folded where it must be: "mWh" never reads as "mW"."""
+
+    def letters(text: str) -> Counter[str]:
+        return Counter(char for char in text if not char.isspace() and char != "─")
+
+    for section in report.sections(report.examine([runs], detail=True)):
+        for width in range(40, 130) if section.headings else ():
+            console = Console(file=io.StringIO(), width=width)
+            console.print(report._table(section))
+            wanted = letters("".join(section.headings) + "".join("".join(row) for row in section.rows))
+            assert letters(console.file.getvalue()) == wanted, (section.title, width)
+
+
+def test_nothing_of_what_was_lost_is_useful(tmp_path: Path) -> None:
+    """In the table of files a failed run has no useful energy, nor has a start whose every step was done again."""
+    written(tmp_path, folder="a/bad", run_id="bad", status="failed")
+    later = {"resumed_from_step": -1, "previous_segment": 1, "started_unix_ns": START_NS + DAY_NS}
+    written(tmp_path, folder="a/on", run_id="on", status=None)
+    written(tmp_path, folder="a/on", run_id="on", segment=2, **later)
+    (files,) = (one for one in report.sections(report.examine([tmp_path], detail=True)) if one.title == "Files")
+    assert {row[1]: row[5] for row in files.rows} == {"failed": "0 Wh", "superseded": "0 Wh", "completed": "83.3 mWh"}
 
 
 def test_runs_are_chosen_by_their_day(runs: Path) -> None:

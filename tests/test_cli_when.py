@@ -211,7 +211,7 @@ def test_a_trace_with_a_gap_names_no_argument_of_python(capsys, tmp_path):
         ({"--trace": "/nowhere.csv"}, "can't be read"),
         ({"--trace": None}, "give --trace"),
         ({"--trace": None, "--start": None}, "where?"),
-        ({"--trace": None, "--start": None, "--region": "DE"}, "ELECTRICITYMAPS_API_KEY"),
+        ({"--trace": None, "--start": None, "--region": "aws:"}, "--region 'aws:'"),
         ({"--trace": None, "--start": None, "--region": "DE", "--provider": "tea"}, "--provider 'tea'"),
     ],
 )
@@ -285,6 +285,40 @@ def test_wait_knows_its_command_before_it_waits(tmp_path, trace):
         when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), ["traim"], START_NS)
     with pytest.raises(ArgumentError, match="wait for what"):
         when.wait({"XX": Trace(trace)}, when.Job(4 * 3600, 24 * 3600), [], START_NS)
+
+
+def ran_with(environment: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    """``green-torch ...`` as a process."""
+    return subprocess.run([*GREEN_TORCH, *args], capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("hours", "within"), [("1", "1h"), ("2", "90m")])
+def test_no_time_left_to_wait_starts_the_command(trace, hours, within):
+    """A job as long as its deadline, or longer, is run now, with one line that says why: never refused for the moments that passed."""
+    args = ["wait", "--trace", str(trace), "--hours", hours, "--within", within, "--start", START.isoformat()]
+    ran = ran_with(ENVIRONMENT, *args, "--", sys.executable, "-c", "print('ran')")
+    assert (ran.returncode, ran.stdout) == (0, "ran\n")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"green-torch: starting now: {hours} h of work within ")
+
+
+@pytest.mark.parametrize(("provider", "mends"), [("auto", "ELECTRICITYMAPS_API_KEY"), ("watttime", "WATTTIME_USER")])
+@pytest.mark.parametrize("key", [None, " "])
+def test_without_a_key_the_command_is_run(tmp_path, provider, mends, key):
+    """As where the grid can't be reached: the line that mends it on stderr, and the command starts; ``when`` says "now" to sbatch."""
+    names = ("ELECTRICITYMAPS_API_KEY", "ELECTRICITY_MAPS_API_KEY", "WATTTIME_USER", "WATTTIME_USERNAME", "WATTTIME_PASSWORD")
+    bare = {name: value for name, value in ENVIRONMENT.items() if name not in names}
+    environment = bare if key is None else bare | dict.fromkeys(names, key)
+    options = ["--region", "DE", "--provider", provider, "--hours", "1", "--within", "9h"]
+    for args, out in (
+        (["wait", *options, "--", sys.executable, "-c", "print('ran')"], "ran\n"),
+        (["when", *options, "--format", "slurm"], "now\n"),
+    ):
+        ran = ran_with(environment, *args)
+        assert (ran.returncode, ran.stdout) == (0, out)
+        assert mends in ran.stderr or "is empty" in ran.stderr
+        assert "nothing is known ahead, so the answer is: now" in ran.stderr
+        assert "token=" not in ran.stderr
 
 
 class Waited(Exception):  # noqa: N818  (what stands for the command)

@@ -327,6 +327,17 @@ def test_a_start_that_got_nowhere_is_superseded(tmp_path: Path) -> None:
     assert not run.lost
 
 
+def test_steps_that_no_record_has_are_named(tmp_path: Path) -> None:
+    """A start that was killed after its checkpoint of step 14 with records up to step 9: five steps are missing, and said to be."""
+    written(tmp_path, run_id="r", status=None, n_steps=10)
+    later = {"resumed_from_step": 14, "previous_segment": 1, "started_unix_ns": START_NS + 3600 * NS_PER_S}
+    written(tmp_path, run_id="r", segment=2, **later)
+    (run,) = read(tmp_path).runs
+    told = [note for note in run.notes if "in no record" in note]
+    last = run.segments[0].last_step
+    assert told == [f"steps {last + 1} to 14 are in no record (start 1 was killed before they were written)"]
+
+
 def test_what_two_ran_at_once_is_not_done_again(tmp_path: Path) -> None:
     """A second run from the same checkpoint, started while the first was still going, is a branch: neither replaces the other."""
     for folder, later_s in (("a", 0.0), ("b", 0.5)):

@@ -122,7 +122,10 @@ def _compare(
     force: Annotated[bool, typer.Option("--force", help="Compare runs on disk that are not comparable, and say so.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare variants of your training, block by block in turn, or runs on disk; project what a planned run would save."""
+    """Compare variants of your training, block by block in turn, or runs on disk; project what a planned run would save.
+
+    Exits with 1 where the baseline was not measured or a variant failed, unless it only did not fit in memory or can't run here.
+    """
     from rich.console import Console
 
     from green_torch.cli.compare import as_json as to_json
@@ -158,7 +161,7 @@ def _leave(found: Found) -> None:
     """Exits with what a comparison came to, where that is not success."""
     if found.interrupted:
         raise typer.Exit(_INTERRUPTED)
-    if found.nothing_left:
+    if found.nothing_left or found.failed:
         raise typer.Exit(1)
 
 

@@ -26,6 +26,7 @@ from green_torch.cli.options import options_named, share
 from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.experiment.elsewhere import grids
 from green_torch.experiment.recorded import compare_runs
+from green_torch.experiment.results import NOT_FIT
 from green_torch.sinks.codec import plain
 from green_torch.units import S_PER_HOUR, kwh_to_joules
 
@@ -39,6 +40,7 @@ VARIANTS = "fp32,bf16,bf16+flash"
 _CPU_SIZE = "10M"
 # What lies behind at each stage, in blocks' time; above 0 at first, since that is where the pace counts from.
 _AHEAD = {"starting": 0.1, "warming up": 3, "measuring": 5}
+_EXPECTED = (NOT_FIT, "can't run here")  # errors that are findings: what a variant was tried for
 _WHOLE_RUN_S = 3600.0
 _MOST_PLANNED = 1e30  # of anything: what is made of more may be no number, and a plan is refused before anything is measured
 _BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)")
@@ -90,6 +92,14 @@ class Found:
     def nothing_left(self) -> bool:
         """Whether no variant was measured."""
         return not any(result.blocks for result in self.comparison.results)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the baseline was not measured, or a variant failed by more than not fitting in memory or not running on this machine."""
+        if not isinstance(self.comparison, experiment.Comparison):
+            return False
+        errors = [result.error for result in self.comparison.results if result.error]
+        return not self.comparison.baseline.blocks or not all(one.startswith(_EXPECTED) for one in errors)
 
     @property
     def interrupted(self) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -118,6 +119,13 @@ def examine(asked: Asked) -> Estimate:
     if embodied is not None:
         sources.append(f"making the cards: {embodied.source}")
     found = footprint(power_w * count, duration, pue, intensity, embodied)
+    years = duration.value / (365.25 * 24 * S_PER_HOUR)
+    if years > (kept := 4.0 if asked.lifetime is None else asked.lifetime):
+        cards = "one card" if count == 1 else f"{count:,} cards"
+        missing.append(
+            f"cards to replace these: the run takes {rounded(years)} years on {cards}, {rounded(years / kept)} times the {kept:g} years that "
+            f"one is kept. More of them share the work: --count {math.ceil(count * years * 4)} would take three months"
+        )
     if not asked.power:
         missing.append(
             "processors, memory, storage and network beside the accelerators; add them with --power W, for one accelerator and its "

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from green_torch.errors import ArgumentError
+from green_torch.errors import ArgumentError, CountingError
 from green_torch.flops import FlopTable, ModuleFlops, count_by_module
 from green_torch.flops.once import device_of
 from green_torch.flops.replica import unwrap
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = "green_torch.flops/1"
+_OP_CHARS = 22  # of an operation's name on a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,15 @@ def examine(target: str, batch: Sequence[str] = (), attention: Literal["full", "
     model, args, kwargs = _made(target)
     if batch:
         args, kwargs = tuple(_input(text, model) for text in batch), {}
-    table = count_by_module(model, *args, attention=attention, **kwargs)
+    try:
+        table = count_by_module(model, *args, attention=attention, **kwargs)
+    except CountingError as error:
+        if args or kwargs:
+            raise
+        raise CountingError(
+            f"{error} {target} gives no inputs: type their shapes, --batch 8x3x224x224, or --batch 8x64:int64 for the ids that an Embedding "
+            "takes; or let it return (model, args)"
+        ) from error
     inner = unwrap(model)
     return Report(
         SCHEMA,
@@ -211,7 +220,13 @@ def _module_cells(one: Sum) -> tuple[Text, str]:
 
 
 def _op_cells(one: Sum) -> tuple[Text, str]:
-    return Text.assemble(one.name.removeprefix("aten::"), " ", (one.kind, "dim")), f"{one.calls:,}"
+    parts = one.name.removeprefix("aten::").split("_")
+    lines = [""]
+    for part in parts:  # a long name is broken after a "_", as a table of 80 columns would do in the middle of a word
+        if len(lines[-1]) + len(part) >= _OP_CHARS and lines[-1]:
+            lines.append("")
+        lines[-1] += part + "_"
+    return Text.assemble("\n".join(lines)[:-1], " ", (one.kind, "dim")), f"{one.calls:,}"
 
 
 def _print(

@@ -28,7 +28,7 @@ from green_torch import ledger
 from green_torch.cli.console import HOW_KNOWN, bounded, grid_line, percent, sensor_note
 from green_torch.cli.options import share
 from green_torch.errors import ArgumentError, LedgerError
-from green_torch.ledger import Detail, FailedShare, Group, Ledger, Run, Status
+from green_torch.ledger import Detail, FailedShare, Group, Ledger, Run, Segment, Status
 from green_torch.processor import ARCHITECTURES
 from green_torch.records import Method, RunTotals
 from green_torch.units import S_PER_HOUR, grams, kwh, ns_to_s, si
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 FORMATS = ("table", "markdown", "csv", "json", "png", "model-card", "codecarbon", "paper")
 _FILE_WIDTH = 160
 _NAME_CHARS = 60
-_ID_CHARS = 12  # of a run
 _SHOWN = 20  # files left out, or notes: so many are listed
 _NONE = "–"
 
@@ -425,13 +424,18 @@ def _detailed(report: Report) -> Iterator[Section]:
             _NONE if one.last_step is None else str(one.last_step),
             _NONE if one.redone_after_step is None else f"after {one.redone_after_step}",
             kwh(one.totals.energy_j),
-            kwh(one.useful.energy_j),
+            kwh(_useful_j(run, one)),
             "\n".join(f"{phase.phase} {kwh(phase.energy_j)}" for phase in one.totals.phases),
         )
         for run in report.whole.runs
         for one in run.segments
     )
     yield Section("Files", ("file", "status", "last step", "done again", "energy", "useful", "phases"), segments)
+
+
+def _useful_j(run: Run, one: Segment) -> float | None:
+    """Nothing of a run that is lost, or of a start whose every step was done again."""
+    return 0.0 if run.lost or one.status is Status.SUPERSEDED else one.useful.energy_j
 
 
 def _named(run: Run, *, project: bool = False) -> str:
@@ -518,9 +522,8 @@ def show(report: Report, console: Console) -> None:
 
 def _table(section: Section) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(section.headings):
-        with_ids = index == 0 and any("\n" in row[0] for row in section.rows)
-        table.add_column(Text(heading), overflow="fold", min_width=_ID_CHARS if with_ids else None)
+    for heading in section.headings:  # with a least width of one of them rich makes tables that are too wide, and crops them
+        table.add_column(Text(heading), overflow="fold")
     for index, row in enumerate(section.rows):
         if index == len(section.rows) - section.n_totals:
             table.add_section()

@@ -1,7 +1,7 @@
 """``green-torch when`` tells when a job had best start and what waiting saves; ``wait`` waits until then and becomes the job's command.
 
-A grid that can't be asked never holds a job up: the answer is "now", said on stderr, with exit code 0 unless ``--strict``. ``wait`` watches
-one that tells the present alone, and starts when it is cleaner than it was wont to be, or when the deadline asks for it.
+A grid that can't be asked, for want of a key too, never holds a job up: the answer is "now", said on stderr, with exit code 0 unless
+``--strict``; and ``wait`` starts the command where no time is left to wait. ``wait`` watches a grid that tells the present alone, and starts when it is cleaner than it was wont to be, or when the deadline asks for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from green_torch.cli.assumptions import number
 from green_torch.cli.console import percent
@@ -178,7 +178,7 @@ def sources(
     """Who is to be asked, by region; the first is where the job would run now.
 
     Raises:
-        ArgumentError: no or unknown regions, no or unknown provider, no key for it, traces that don't match, or one of another time.
+        ArgumentError: no or unknown regions, no or unknown provider, traces that don't match, or one of another time.
     """
     names = list(
         dict.fromkeys([*([region] if region else []), *(one.strip() for one in (regions or "").split(",") if one.strip())])
@@ -223,7 +223,28 @@ def _provider(region: str, name: str) -> Any:
     british = region.upper() in {"GB", "UK"}
     if name == "neso" or (name == "auto" and british and not any(os.environ.get(one) for one in TOKEN_VARIABLES)):
         return UKNeso(None if british else int(region) if region.isdigit() else region)
-    return WattTime(region) if name == "watttime" else ElectricityMaps(region)
+    try:
+        return WattTime(region) if name == "watttime" else ElectricityMaps(region)
+    except ArgumentError as error:
+        with options_named(_OPTIONS):  # a region that can't be raises here, with any key
+            WattTime(region, username="-", password="-") if name == "watttime" else ElectricityMaps(region, token="-")  # noqa: S106
+        return _Keyless(in_options(str(error), _OPTIONS))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Keyless:
+    """A grid that can't be asked, for want of a key."""
+
+    why: str
+
+    def forecast(self, _start_unix_ns: int, _end_unix_ns: int) -> NoReturn:
+        """Tells what is missing, and the line that mends it.
+
+        Raises:
+            IntensityError: always.
+        """
+        raise IntensityError(self.why)
 
 
 # ── the answer ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -535,7 +556,15 @@ class _Waiting:
         """Until when nothing is to be done; ``None``: start now."""
         job, first = self._job, self._asked_ns < 0
         left_s = ns_to_s(self._deadline_ns - now_ns)
-        if not first and (left_s <= job.duration_s + job.queue_delay_s or now_ns >= (self._release_ns or self._deadline_ns)):
+        if left_s <= job.duration_s + job.queue_delay_s:
+            if first:
+                queued = f" and up to {_hours(job.queue_delay_s)} in the queue" if job.queue_delay_s else ""
+                _say(
+                    f"starting now: {_hours(job.duration_s)} of work{queued} within {_hours(job.within_s)} leave no time to wait "
+                    "(--within gives more)"
+                )
+            return None
+        if not first and now_ns >= (self._release_ns or self._deadline_ns):
             return None
         self._asked_ns = now_ns
         answer = ask(self._grids, replace(job, within_s=left_s), now_ns)
@@ -615,6 +644,10 @@ def _waits(wait_s: float, *, at_most: bool = False) -> None:
     told = f"{wait_s / length_s:.3g} {unit}"
     until = _local(time.time_ns() + s_to_ns(wait_s))
     _say(f"waiting {told}{' at most' if at_most else ''}, until {until}; Ctrl-C stops")
+
+
+def _hours(duration_s: float) -> str:
+    return f"{duration_s / S_PER_HOUR:.4g} h"
 
 
 def _say(text: str) -> None:

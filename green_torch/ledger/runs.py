@@ -352,9 +352,26 @@ def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]
         if own.branch and own.manifest.rank == newest.rank:
             step = own.manifest.resumed_from_step
             yield f"its start {own.manifest.segment} goes on from step {step} of a run that had completed: a branch, and the steps of both count"
+    yield from _unwritten(segments, newest.rank)
     more_starts = len(segments) > len({one.manifest.rank for one in segments})
     if more_starts and any(_began_after_another(one, segments) for one in segments if one.manifest.previous_segment is None):
         yield "a start of this run tells no checkpoint that it went on from: what was done twice before it is not known"
+
+
+def _unwritten(segments: Sequence[Segment], rank: int) -> Iterable[str]:
+    """Steps that a checkpoint had and no record has: their start was killed in between."""
+    for own in segments:
+        step = own.manifest.resumed_from_step
+        if step is None or own.manifest.rank != rank:
+            continue
+        saved_by = own.manifest.previous_segment, rank  # a start whose files are elsewhere is another matter
+        before = [one for one in segments if (one.manifest.segment, one.manifest.rank) == saved_by and _later(one, own)]
+        before = [one for one in before if one.last_step is not None]
+        last = max(before, key=lambda one: one.last_step or 0, default=None)
+        if last is not None and last.last_step is not None and last.last_step < step:
+            yield (
+                f"steps {last.last_step + 1} to {step} are in no record (start {last.manifest.segment} was killed before they were written)"
+            )
 
 
 def _unknown(segments: Sequence[Segment]) -> Iterable[str]:
