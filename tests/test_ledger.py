@@ -335,7 +335,7 @@ def test_steps_that_no_record_has_are_named(tmp_path: Path) -> None:
     (run,) = read(tmp_path).runs
     told = [note for note in run.notes if "in no record" in note]
     last = run.segments[0].last_step
-    assert told == [f"steps {last + 1} to 14 are in no record (start 1 was killed before they were written)"]
+    assert told == [f"steps {last + 1} to 14 are in no record (start 1 ended before they were written)"]
 
 
 def test_what_two_ran_at_once_is_not_done_again(tmp_path: Path) -> None:

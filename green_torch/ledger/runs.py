@@ -370,7 +370,7 @@ def _unwritten(segments: Sequence[Segment], rank: int) -> Iterable[str]:
         last = max(before, key=lambda one: one.last_step or 0, default=None)
         if last is not None and last.last_step is not None and last.last_step < step:
             yield (
-                f"steps {last.last_step + 1} to {step} are in no record (start {last.manifest.segment} was killed before they were written)"
+                f"steps {last.last_step + 1} to {step} are in no record (start {last.manifest.segment} ended before they were written)"
             )
 
 
