@@ -702,7 +702,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         folder, "--variants", "fp32,bf16,bf16-true", "--blocks", "2", "--steps", "2", "--samples", "1e6", "--price", "0.25",
         "--regions", "FR,US-CA", "--region", "DE", "--seed", "3", "--json", BROKEN="bf16",
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
+    assert found.returncode == 1, found.stderr
     (folder / "stderr.txt").write_text(found.stderr, encoding="utf-8")
     return folder, json.loads(found.stdout)
 
@@ -837,6 +837,8 @@ def test_ctrl_c_keeps_the_blocks_so_far(tmp_path: Path) -> None:
     found = json.loads(out)["comparison"]
     assert found["interrupted"] is True
     assert found["results"][0]["blocks"]
+    (file,) = records.glob("*.jsonl")
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[-1])["status"] == "interrupted"
 
 
 def test_a_largest_batch_on_a_cpu_is_refused_before_a_block(tmp_path: Path) -> None:

@@ -280,6 +280,14 @@ def test_codecarbon_reads_its_own_columns(runs: Path, capsys: pytest.CaptureFixt
     assert list(pd.read_csv(tmp_path / "emissions.csv").run_id) == ["bad", "ddp", "on", "late", "theirs"]
 
 
+def test_lines_for_a_paper_say_what_goes_on_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run without an end is counted as far as it came, and that is said."""
+    written(tmp_path / "runs", folder="a", run_id="a")
+    assert "of an end yet" not in run(capsys, tmp_path / "runs", "--format", "paper")
+    written(tmp_path / "runs", folder="b", run_id="b", status=None, age_s=60.0)
+    assert "1 of them has not told of an end yet" in run(capsys, tmp_path / "runs", "--format", "paper")
+
+
 def test_lines_for_a_paper_say_what_they_rest_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Energy with bounds, hardware, waste, grid with source and basis, PUE, embodied share, method and gain error."""
     text = run(capsys, runs, "--format", "paper")

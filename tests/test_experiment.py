@@ -1500,6 +1500,12 @@ class TestResults:
         assert bool(found.departure("b")) == bool(expected)
         json.dumps(found.to_dict(), allow_nan=False)
 
+    def test_a_baseline_that_diverged_is_named(self):
+        """Where the baseline's loss is not finite either, the variant is not blamed."""
+        nothing = [block(k, loss=math.nan) for k in range(2)]
+        told = comparison(result("a", nothing), result("b", nothing)).departure("b")
+        assert told == "not the same training: the baseline's loss is not finite"
+
     def test_losses_that_were_compared(self):
         """Both sides must give one in the later half; where the baseline gives none, nothing was compared, and a note says so."""
         silent = [block(k, loss=None) for k in range(4)]

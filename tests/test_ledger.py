@@ -653,4 +653,4 @@ def test_training_on_after_the_end_is_no_waste(tmp_path: Path) -> None:
     clock.advance(1000.0)
     trained(folder / "rank-00000.segment-0002.jsonl", clock, first=10, last=19, state=state)
     (run,) = read(tmp_path).runs
-    assert (run.n_steps, run.wasted.energy_j) == (20, None)
+    assert (run.n_steps, run.wasted.energy_j, run.notes) == (20, None, ())

@@ -513,7 +513,9 @@ def test_mlflow(bench, monkeypatch):
     store = f"file:{bench.path}/mlruns"
     for name, value in {"TRACKING_URI": store, "ALLOW_FILE_STORE": "true"}.items():
         monkeypatch.setenv(f"MLFLOW_{name}", value)
-    mlflow.set_tracking_uri(store)  # Lightning's logger, in another test, sets one for the process, which goes before the variable
+    mlflow.set_tracking_uri(
+        store
+    )  # Lightning's logger, in another test, sets one for the process, which goes before the variable
     bench.trainer(bench.callback(), report_to="mlflow").train()
     (run,) = mlflow.MlflowClient(store).search_runs(["0"])
     assert run.data.metrics["green/energy_per_step_J"] == pytest.approx(60.0, rel=CLOSE)

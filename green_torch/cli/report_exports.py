@@ -242,6 +242,12 @@ def paper(report: Report) -> str:
     where = _listed(hardware(run) for run in whole.runs) or "hardware that the runs do not name"
     how = f"recorded with green_torch {green_torch.__version__}: {_methods(whole)}"
     sentences = [f"{n_runs} training run{'s' if n_runs > 1 else ''} on {where} drew {energy_text(totals)} of IT energy, {how}."]
+    running = sum(run.status is ledger.Status.RUNNING for run in whole.runs)
+    if running:
+        told = "1 of them has" if running == 1 else f"{running} of them have"
+        sentences.append(
+            f"{told} not told of an end yet: what {'it uses' if running == 1 else 'they use'} from now on is not in it."
+        )
     gains = sorted({domain.gain_error for one in _manifests(whole) for domain in one.domains if domain.gain_error})
     if totals.energy_lo_j is not None:
         assumed = "The bounds follow from the counters' update times, with power between 0 and 1.5 times the device's limit"

@@ -391,8 +391,9 @@ class Comparison:
         says so.
         """
         pairs = _paired(self.baseline, self.result(name))
-        if any(block.loss is not None and not math.isfinite(block.loss) for pair in pairs for block in pair):
-            return "not the same training: the loss is not finite"
+        for whose, side in (("the baseline's loss", 0), ("the loss", 1)):
+            if any(loss is not None and not math.isfinite(loss) for loss in (pair[side].loss for pair in pairs)):
+                return f"not the same training: {whose} is not finite"
         if not pairs or name == self.baseline.name:
             return ""
         if any((a.tokens, a.samples) != (b.tokens, b.samples) for a, b in pairs[-1:]):

@@ -17,6 +17,7 @@ from green_torch.errors import ArgumentError
 from green_torch.experiment.results import LOSS_TOLERANCE, Block, Comparison, LargestBatch, VariantResult
 from green_torch.experiment.variants import Build, Variant, parse_variant
 from green_torch.experiment.worker import (
+    CUT_SHORT,
     SETTLE_STEPS,
     WARM_UP,
     Done,
@@ -162,7 +163,7 @@ def compare(
             stopped = _measure(arms, _orders(plan.most, len(arms), seed), n_steps, plan, tell)
         except KeyboardInterrupt:
             stopped = "interrupted"
-        stop.value = 1
+        stop.value = CUT_SHORT if stopped == "interrupted" else 1
         if _close(arms, tell):
             stopped = "interrupted"
     finally:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SETTLE_STEPS = 1  # taken before each block and left out of it: caches, clocks and allocators come back from the other's turn
 _PATIENCE_S = 2.0  # how long a block waits for its records beyond the tracker's own patience
 _CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" sets VmHWM to what is resident: https://docs.kernel.org/filesystems/proc.html
+CUT_SHORT = 2  # what the parent leaves in ``stop`` where the comparison was interrupted; 1 where it has come to its end
 _WHOLE_BLOCK = 1_000_000_000  # steps a record: none ends before the block does
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # in a RuntimeError of torch's CPU allocator
 _NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
@@ -143,7 +144,8 @@ def work(job: Job, pipe: Connection, stop: Any) -> None:
     ignore_interrupts()
     warnings.simplefilter("ignore", GreenTorchWarning)  # they come back with the summary, once
     try:
-        with closing(_serve(job, partial(_received, pipe), lambda: bool(stop.value))) as replies:
+        serving = _serve(job, partial(_received, pipe), lambda: bool(stop.value), lambda: stop.value == CUT_SHORT)
+        with closing(serving) as replies:
             for reply in replies:
                 pipe.send(reply)
     except BaseException as error:  # whatever the user's code raises is this variant's result
@@ -185,8 +187,10 @@ def ending(process: str, code: int | None) -> str:
     return f"{process} was ended by {name}"
 
 
-def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) -> Generator[object, None, None]:
-    """Does what it receives orders for, and yields the replies; ``None`` is the order to close."""
+def _serve(
+    job: Job, receive: Callable[[], Any], stopped: Callable[[], bool], interrupted: Callable[[], bool] = lambda: False
+) -> Generator[object, None, None]:
+    """Does what it receives orders for, and yields the replies; ``None`` is the order to close, as a run that was ``interrupted`` or not."""
     apart_in_cache(job.variant)
     try:
         build = loaded(job.build)
@@ -195,8 +199,6 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
         return
 
     import torch
-
-    from green_torch.tracker import track
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
@@ -207,22 +209,12 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
     bench = _Bench(applied(job.variant, build(job.variant), job.seed), job.track)
     records = _Records()
     try:
-        if job.largest_batch is not False:
-            check_memory(bench.trainee.device, None if job.largest_batch is True else job.largest_batch, "largest_batch")
-        tracker = track(
-            bench.trainee.model,
-            log_dir=job.log_dir,
-            run_name=job.variant.name,
-            label=job.variant.name,
-            # bounds are tight only over a whole block; on a CPU they are tight enough, or there are none
-            log_every_n_steps=1 if bench.trainee.device.type == "cpu" else _WHOLE_BLOCK,
-            **{**job.track, "sinks": (*job.track.get("sinks", ()), records)},
-        )
+        tracker = _tracker(job, bench, records)
     except ArgumentError as error:
         yield Refused(error)
         return
     blocks: list[Block] = []
-    with tracker:
+    with suppress(KeyboardInterrupt), tracker:
         step_s = bench.warm_up(tracker, job.warmup_steps)
         with tracker.suspend():
             bench.leave(tracker)
@@ -252,7 +244,26 @@ def _serve(job: Job, receive: Callable[[], Any], stopped: Callable[[], bool]) ->
                         _show(tracker, job, bench, blocks, span.last_step)
                     yield block
                 order = following
+        if interrupted():
+            raise KeyboardInterrupt
     yield Done(tracker.summary())
+
+
+def _tracker(job: Job, bench: _Bench, records: _Records) -> Tracker:
+    """The variant's run, not yet begun; ArgumentError where an option is wrong."""
+    from green_torch.tracker import track
+
+    if job.largest_batch is not False:
+        check_memory(bench.trainee.device, None if job.largest_batch is True else job.largest_batch, "largest_batch")
+    return track(
+        bench.trainee.model,
+        log_dir=job.log_dir,
+        run_name=job.variant.name,
+        label=job.variant.name,
+        # bounds are tight only over a whole block; on a CPU they are tight enough, or there are none
+        log_every_n_steps=1 if bench.trainee.device.type == "cpu" else _WHOLE_BLOCK,
+        **{**job.track, "sinks": (*job.track.get("sinks", ()), records)},
+    )
 
 
 def _named(device: torch.device) -> str:

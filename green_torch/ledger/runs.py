@@ -349,13 +349,20 @@ def _notes(segments: Sequence[Segment], job: Sequence[Segment]) -> Iterable[str]
     if sharing:
         yield f"ranks on a GPU that a lower one metered as well, which is counted once: {', '.join(map(str, sharing))}"
     for own in segments:
-        if own.branch and own.manifest.rank == newest.rank:
-            step = own.manifest.resumed_from_step
+        step = own.manifest.resumed_from_step
+        if own.branch and own.manifest.rank == newest.rank and _went_beyond(step, own, segments):
             yield f"its start {own.manifest.segment} goes on from step {step} of a run that had completed: a branch, and the steps of both count"
     yield from _unwritten(segments, newest.rank)
     more_starts = len(segments) > len({one.manifest.rank for one in segments})
     if more_starts and any(_began_after_another(one, segments) for one in segments if one.manifest.previous_segment is None):
         yield "a start of this run tells no checkpoint that it went on from: what was done twice before it is not known"
+
+
+def _went_beyond(step: int | None, own: Segment, segments: Sequence[Segment]) -> bool:
+    """Whether an earlier start did steps after the one that this start goes on from: else it is no branch, but more of the same training."""
+    return any(
+        _later(one, own) and one.last_step is not None and one.last_step > (-1 if step is None else step) for one in segments
+    )
 
 
 def _unwritten(segments: Sequence[Segment], rank: int) -> Iterable[str]:

@@ -465,7 +465,8 @@ export function departure(base, run, loss = null) {
   }
   const last = together.at(-1);
   if (last[0].tokens !== last[1].tokens || last[0].samples !== last[1].samples) return "not the same training: the batch size differs";
-  if (together.some((pair) => pair.some((block) => block.diverged))) return "not the same training: the loss is not finite";
+  const whose = ["the baseline's loss", "the loss"].find((_, side) => together.some((pair) => pair[side].diverged));
+  if (whose) return `not the same training: ${whose} is not finite`;
   const { tolerance } = base.comparison;
   const both = together.slice(Math.floor(together.length / 2)).filter((pair) => pair.every((block) => known(block.loss)));
   const [own, theirs] = [0, 1].map((side) => (both.length ? sum(both.map((pair) => pair[side].loss)) / both.length : null));
