@@ -1,6 +1,6 @@
 """What measuring costs the loop: ``tracker.step()`` beside codecarbon's tasks and Lightning's ThroughputMonitor, in one run.
 
-``python benchmarks/overhead.py`` (about eleven minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
+``python benchmarks/overhead.py`` (about sixteen minutes). Each tool in turn wraps the same loop of 5 ms steps, several rounds in
 changing order; what is timed is the tool's own call on the training thread. Also: the time of ``import green_torch``, and what a
 run of a million steps adds to memory.
 """
@@ -40,7 +40,7 @@ BLOCK = 400  # steps of each fit that count
 # Of two ranks: pairs of blocks, and steps of each that count, after as many that don't. By default records thin out to one a second by then.
 CADENCES: dict[str, tuple[int | Literal["auto"], int, int]] = {
     "a record per step": (1, 16, 200),
-    "records as they come by default": ("auto", 10, 800),
+    "records as they come by default": ("auto", 24, 800),
 }
 
 Step = Callable[[], None]
