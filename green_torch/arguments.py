@@ -197,7 +197,7 @@ def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline 
     """
     if path is None or rank != 0:
         return None
-    from green_torch.job import sharers, spared  # what only a baseline needs
+    from green_torch.job import told_by_another  # what only a baseline needs
     from green_torch.sinks.jsonl import read_last, run_files
 
     files: dict[int, list[Path]] = {}  # of each rank, in the order of its segments
@@ -205,18 +205,16 @@ def baseline_of(path: str | os.PathLike[str] | None, rank: int = 0) -> Baseline 
         files.setdefault(own, []).append(file)
     if 0 not in files:
         raise ArgumentError(f"baseline={str(path)!r}: no run there (looked for green/rank-00000.segment-….jsonl)")
-    newest = read_last(files[0][-1]).manifest
-    read = [[read_last(file) for file in files.get(own, ())] for own in range(newest.world_size)]
+    read = [[read_last(file) for file in files[0]]]
+    newest = read[0][-1].manifest
+    read += [[read_last(file) for file in files.get(own, ())] for own in range(1, newest.world_size)]
     ranks = [known for one in read if (known := [part for part in one if part.manifest.run_id == newest.run_id])]
     if len(ranks) < newest.world_size:
         raise ArgumentError(
             f"baseline={str(path)!r}: that run had {newest.world_size} ranks, and there are files of {len(ranks)} of them: what "
             "the others used is not known. Gather the files of all ranks in one directory's green/"
         )
-    manifests = [one[-1].manifest for one in ranks]
-    others = {*sharers({one.rank: one.devices for one in manifests})}
-    if not any(not of_node(domain.name) for one in manifests for domain in one.domains):
-        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
+    others = told_by_another([one[-1].manifest for one in ranks])
     train = of_all_ranks(
         [of_all_segments([_train_of(part, work_alone=part.manifest.rank in others) for part in one]) for one in ranks]
     )

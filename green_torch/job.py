@@ -8,12 +8,12 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from green_torch.records import JobTotals, PerStep, Spread, Sums
-from green_torch.totals import known_sum, of_all_ranks
+from green_torch.totals import known_sum, of_all_ranks, of_node, whole_sum
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from green_torch.records import RankTotals
+    from green_torch.records import Manifest, RankTotals
 
 _SUMS = tuple(field.name for field in fields(Sums))
 _OF_DEVICES = tuple(name for name in _SUMS if name not in {"samples", "tokens", "model_flops", "hardware_flops"})
@@ -87,6 +87,14 @@ def spared(metered: Mapping[int, tuple[str, bool]]) -> set[int]:
     return {rank for rank, (node, known) in metered.items() if not known and node in nodes}
 
 
+def told_by_another(manifests: Sequence[Manifest]) -> set[int]:
+    """The ranks whose joules another one tells, by their manifests: they share its device, or it alone meters their node."""
+    others = {*sharers({one.rank: one.devices for one in manifests})}
+    if all(of_node(domain.name) for one in manifests for domain in one.domains):
+        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
+    return others
+
+
 def _work_alone(one: RankTotals) -> RankTotals:
     step = one.per_step and replace(one.per_step, energy_j=None, emissions_g=None, power_w=None)
     train = one.train and one.train.work_alone
@@ -110,8 +118,7 @@ def _summed(ranks: Sequence[RankTotals]) -> dict[str, Any]:
 
 def _projected(ranks: Sequence[RankTotals]) -> dict[str, Any]:
     """What the planned steps come to: unknown where one rank's share of it is."""
-    parts = {name: [getattr(one, name) for one in ranks] for name in _OF_ALL}
-    return {name: _sum_if_all(values) for name, values in parts.items()}
+    return {name: whole_sum(getattr(one, name) for one in ranks) for name in _OF_ALL}
 
 
 def _per_step(ranks: Sequence[RankTotals], others: Collection[int]) -> PerStep | None:
@@ -129,16 +136,16 @@ def _per_step(ranks: Sequence[RankTotals], others: Collection[int]) -> PerStep |
     if not steps:
         return None
     peak, mfu, hfu = _utilization([(one.peak_flop_per_s, one.mfu, one.hfu) for _, one in steps])
-    units = {name: [getattr(one, name) for _, one in steps] for name in ("samples", "tokens")}
     metered = [one for rank, one in steps if rank not in others]
     return PerStep(
-        energy_j=_sum_if_all([one.energy_j for one in metered]),
-        emissions_g=_sum_if_all([one.emissions_g for one in metered]),
-        power_w=_sum_if_all([one.power_w for one in metered]),
+        energy_j=whole_sum(one.energy_j for one in metered),
+        emissions_g=whole_sum(one.emissions_g for one in metered),
+        power_w=whole_sum(one.power_w for one in metered),
+        samples=whole_sum(one.samples for _, one in steps),
+        tokens=whole_sum(one.tokens for _, one in steps),
         peak_flop_per_s=peak,
         mfu=mfu,
         hfu=hfu,
-        **{name: None if None in counts else sum(counts) for name, counts in units.items()},
     )
 
 
@@ -160,10 +167,6 @@ def _utilization(
 
 def _known(values: Sequence[float | None]) -> float | None:
     return reduce(known_sum, values, None)
-
-
-def _sum_if_all(values: Sequence[float | None]) -> float | None:
-    return None if not values or None in values else sum(value for value in values if value is not None)
 
 
 def _spread(values: Mapping[int, float | None]) -> Spread | None:

@@ -385,16 +385,16 @@ class Recorder:
             totals = self._totals.build()
         self._forget_levels(span)
         self._doubt_baseline()
-        saving: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if self._job_of is not None:
             if phase is Phase.TRAIN:
                 self._per_step = record.mean_step()
-            saving["job"] = self._job(partial(self._rank_totals, "running", totals))
+            more["job"] = self._job(partial(self._rank_totals, "running", totals))
         elif self._baseline is not None:
             with self._short:
                 typical = self._totals.means()
-            saving["projected_savings_g"] = self._savings_g(train_sums(typical, totals.phase(Phase.TRAIN)))[0]
-        return replace(record, totals=totals, projected_total_g=self._projected_g(), **saving)
+            more["projected_savings_g"] = self._savings_g(train_sums(typical, totals.phase(Phase.TRAIN)))[0]
+        return replace(record, totals=totals, projected_total_g=self._projected_g(), **more)
 
     def own_totals(self, status: str = "running") -> RankTotals:
         """What this rank tells the others of itself."""

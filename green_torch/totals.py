@@ -288,11 +288,11 @@ def _added(parts: Sequence[TrainSums], n_steps: int) -> TrainSums:
     bounded = any(one.energy_lo_j is not None for one in parts)
     return TrainSums(
         n_steps=n_steps,
-        energy_j=_sum_if_all([one.energy_j for one in parts]),
-        energy_lo_j=_sum_if_all(lo_j) if bounded else None,
-        energy_hi_j=_sum_if_all(hi_j) if bounded else None,
-        samples=_sum_if_all([one.samples for one in parts]),
-        tokens=_sum_if_all([one.tokens for one in parts]),
+        energy_j=whole_sum(one.energy_j for one in parts),
+        energy_lo_j=whole_sum(lo_j) if bounded else None,
+        energy_hi_j=whole_sum(hi_j) if bounded else None,
+        samples=whole_sum(one.samples for one in parts),
+        tokens=whole_sum(one.tokens for one in parts),
     )
 
 
@@ -343,11 +343,6 @@ def known_sum(a: Number | None, b: Number | None) -> Number | None:
     return a if b is None else a + b
 
 
-def _sum_if_all(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) if len(known) == len(values) else None
-
-
 def _times(value: float | None, n: int) -> float | None:
     return None if value is None else n * value
 
@@ -356,6 +351,12 @@ def sum_of_known(values: Iterable[float | None]) -> float | None:
     """The sum of what is known; ``None`` where nothing is."""
     known = [value for value in values if value is not None]
     return math.fsum(known) if known else None
+
+
+def whole_sum(values: Iterable[float | None]) -> float | None:
+    """The sum; ``None`` where one is not known, or there is none."""
+    found = list(values)
+    return None if not found or None in found else math.fsum(value for value in found if value is not None)
 
 
 def _ratio(a: float, b: float) -> float | None:

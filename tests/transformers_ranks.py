@@ -17,6 +17,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from green_torch.transformers import GreenCallback
 
 N_SEQUENCES, BATCH, LENGTH = 12, 2, 8
+PLAIN = {
+    "per_device_train_batch_size": BATCH,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 
 
 class Model(torch.nn.Module):
@@ -53,12 +60,8 @@ def alone(directory: str, hook: str) -> None:
     arguments = TrainingArguments(
         output_dir=directory,
         max_steps=5,
-        per_device_train_batch_size=BATCH,
-        save_strategy="no",
         enable_jit_checkpoint=True,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
+        **PLAIN,
     )
     green = GreenCallback(meters=[], intensity=100.0, flops_per_step=1e6, log_every_n_steps=1)
     resumes = hook == "resume"
@@ -80,12 +83,8 @@ def main(options: list[str]) -> None:
     arguments = TrainingArguments(
         output_dir=directory,
         num_train_epochs=1,
-        per_device_train_batch_size=BATCH,
         include_num_input_tokens_seen="non_padding",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
+        **PLAIN,
     )
     data = [{"input_ids": ids, "attention_mask": mask, "labels": ids} for mask in masks()]
     green = GreenCallback(meters=[], intensity=100.0, flops_per_step=1e6, log_every_n_steps=1)

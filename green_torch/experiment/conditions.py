@@ -6,8 +6,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from green_torch.experiment.results import whole_sum
 from green_torch.meters.nvml import NvmlMeter, open_meters
+from green_torch.totals import whole_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

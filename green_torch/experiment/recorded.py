@@ -27,17 +27,16 @@ from green_torch.experiment.results import (
     for_json,
     project,
     saving_of,
-    whole_sum,
 )
 from green_torch.experiment.variants import Variant
 from green_torch.footprint import operational_g
 from green_torch.intensity import pue_for, resolve
-from green_torch.job import sharers, spared
+from green_torch.job import told_by_another
 from green_torch.records import Domain, Flag, IntensityPoint, Manifest, Phase, StepRecord, kind_of
 from green_torch.sinks.codec import plain
 from green_torch.sinks.jsonl import RunFile, read_jsonl, run_files
 from green_torch.statistics import Bounds, Difference, gain_range, unpaired_difference
-from green_torch.totals import of_node
+from green_torch.totals import whole_sum
 from green_torch.units import ns_to_s
 
 if TYPE_CHECKING:
@@ -358,10 +357,7 @@ def _starts(files: Sequence[RunFile]) -> _Stretch:
 
 def _start(ranks: Sequence[tuple[Manifest, tuple[_Kept, ...]]]) -> _Start:
     """The ranks of one start; a device that several meter, or a node's that one meters for all, counts once."""
-    manifests = [manifest for manifest, _ in ranks]
-    others = {*sharers({one.rank: one.devices for one in manifests})}
-    if all(of_node(domain.name) for one in manifests for domain in one.domains):
-        others |= spared({one.rank: (one.job.get("node", ""), bool(one.domains)) for one in manifests})
+    others = told_by_another([manifest for manifest, _ in ranks])
     return tuple(_Rank(manifest, kept, manifest.rank not in others) for manifest, kept in ranks)
 
 

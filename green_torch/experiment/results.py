@@ -17,6 +17,7 @@ from green_torch.errors import ArgumentError
 from green_torch.experiment.variants import Variant, parse_variant
 from green_torch.records import DevicePeak, Flag, Manifest, Method
 from green_torch.statistics import Bounds, Difference, gain_range, mean_interval, paired_difference
+from green_torch.totals import whole_sum
 from green_torch.units import S_PER_HOUR, joules_to_kwh
 
 HOTTER_C = (
@@ -805,12 +806,6 @@ def _mapped(figure: Range, change: Callable[[float], float]) -> Range:
 
 def _ratio(a: float | None, b: float | None) -> float | None:
     return a / b if a is not None and b else None
-
-
-def whole_sum(values: Iterable[float | None]) -> float | None:
-    """The sum, or ``None`` where one is not known."""
-    found = list(values)
-    return None if not found or None in found else math.fsum(value for value in found if value is not None)
 
 
 def _finite(value: Any) -> Any:

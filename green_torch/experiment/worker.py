@@ -22,11 +22,12 @@ from green_torch.errors import ArgumentError, GreenTorchWarning
 from green_torch.experiment.applied import CannotRunError, Loss, Trainee, apart_in_cache, applied, seed_all
 from green_torch.experiment.conditions import watch
 from green_torch.experiment.kernels import Seen, seen
-from green_torch.experiment.results import NOT_FIT, Block, built_in, whole_sum
+from green_torch.experiment.results import NOT_FIT, Block, built_in
 from green_torch.experiment.variants import Build, UserStep, Variant, Workload
 from green_torch.records import Flag, Item, Manifest, Phase, RunSummary, StepRecord
 from green_torch.sinks.codec import plain
 from green_torch.surroundings import peak_memory_bytes
+from green_torch.totals import whole_sum
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
